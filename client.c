@@ -1,0 +1,1189 @@
+#include "client.h"
+#include "auth.h"
+#include "mem.h"
+#include "route.h"
+#include "send.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Packets and deliveries that one connection may cause in one turn. */
+#define WORK_MAX 20000
+
+/* How long the last packet may take to leave, and then the peer to hang up. */
+#define LINGER_MS 5000
+
+/* Filters in one SUBSCRIBE or UNSUBSCRIBE that are looked at; what is beyond
+ * is refused, so that no packet takes the loop for long. */
+#define FILTERS_MAX 10000
+
+/* ---- the end of sessions and connections ---- */
+
+static void
+publish_will(struct broker *b, struct session *s)
+{
+	struct will *w = s->will;
+	struct msg *m = w->msg;
+	int64_t expires_ms = w->has_expiry ?
+	    b->now_ms + (int64_t)w->expiry * 1000 : MSG_NEVER;
+
+	msg_ref(m);
+	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
+	if (auth_may_publish((struct mqtt_str){ m->bytes, m->topic_len }))
+		route_msg(b, m, expires_ms, s);
+	msg_unref(m);
+}
+
+void
+client_end_session(struct broker *b, struct session *s)
+{
+	if (s->will)
+		publish_will(b, s);
+	session_end_scans(s, &b->topics, NULL);
+	while (s->subs)
+		topic_unsubscribe(&b->topics, s->subs);
+	route_leave(b, s, true);
+	session_free(&b->sessions, s);
+}
+
+/* Section 3.1.3.2.2 of 5.0: the will waits for its delay, but not beyond the
+ * end of the session. */
+static void
+leave_will(struct broker *b, struct session *s)
+{
+	uint32_t wait = s->will->delay < s->expiry ? s->will->delay :
+	    s->expiry;
+
+	if (wait == 0)
+		publish_will(b, s);
+	else
+		s->will_ms = b->now_ms + (int64_t)wait * 1000;
+}
+
+/* Parts connection and session; the session goes on alone or ends. */
+static void
+detach(struct broker *b, struct client *c, bool with_will)
+{
+	struct session *s = c->session;
+
+	c->session = NULL;
+	s->client = NULL;
+	b->sessions.n_connected--;
+	session_rewind(s, &b->topics, b->conf->queue_qos0_messages);
+	if (s->will && with_will)
+		leave_will(b, s);
+	else
+		session_free_will(s);
+	if (s->expiry == 0) {
+		client_end_session(b, s);
+		return;
+	}
+	s->expires_ms = s->expiry == SESSION_FOREVER ? TIMER_NEVER :
+	    b->now_ms + (int64_t)s->expiry * 1000;
+	session_set_timer(&b->sessions, s);
+	route_leave(b, s, false);
+}
+
+void
+client_session_timer(struct broker *b, struct session *s)
+{
+	if (s->expires_ms <= b->now_ms) {
+		log_notice("Expiring client %s due to timeout.", s->id);
+		b->sessions.expired++;
+		client_end_session(b, s);
+		return;
+	}
+	if (s->will && s->will_ms <= b->now_ms)
+		publish_will(b, s);
+	session_set_timer(&b->sessions, s);
+}
+
+static void
+log_disconnect(struct broker *b, struct client *c, const char *reason,
+    const char *why)
+{
+	char name[CONN_NAME];
+
+	if (!b->conf->connection_messages && !why)
+		return;
+	conn_name(&c->conn.peer, name);
+	if (!reason)
+		log_notice("Client %s [%s] disconnected.", client_id(c), name);
+	else
+		log_notice("Client %s [%s] disconnected: %s.%s%s%s",
+		    client_id(c), name, reason, why ? " Cause: " : "",
+		    why ? why : "", why ? "." : "");
+}
+
+/* What stands in the output goes out, then the connection ends. */
+static void
+hang_up(struct broker *b, struct client *c)
+{
+	c->state = CLIENT_CLOSING;
+	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
+	todo(b, c);
+}
+
+void
+client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
+    const char *why)
+{
+	if (c->state >= CLIENT_CLOSING)
+		return;
+	log_disconnect(b, c, reason ? mqtt_reason_name(reason) : NULL, why);
+	if (c->state == CLIENT_UP) {
+		if (reason)
+			send_disconnect(b, c, reason, why);
+		detach(b, c, reason != MQTT_OK);
+	}
+	hang_up(b, c);
+}
+
+/* The connection does not work any more: nothing can be sent. */
+static void
+lost(struct broker *b, struct client *c, const char *reason)
+{
+	if (c->state < CLIENT_CLOSING)
+		log_disconnect(b, c, reason, NULL);
+	if (c->state == CLIENT_UP)
+		detach(b, c, true);
+	c->state = CLIENT_DEAD;
+	todo(b, c);
+}
+
+/* ---- CONNECT ---- */
+
+/* Refuses a CONNECT: with a CONNACK where the version has a code for it, and
+ * no DISCONNECT before a successful CONNACK [MQTT5-3.14.0-1]. */
+static void
+refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
+    const char *why)
+{
+	send_refusal(b, c, reason, why);
+	client_close(b, c, reason, why);
+}
+
+/* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
+static void
+make_id(struct broker *b, char out[CONFIG_ID_MAX + 1])
+{
+	const char *prefix = b->conf->auto_id_prefix ?
+	    b->conf->auto_id_prefix : "auto-";
+	uint8_t r[16];
+	struct mqtt_str id = { (uint8_t *)out, 0 };
+	int n;
+
+	do {
+		if (getrandom(r, sizeof r, GRND_NONBLOCK) != sizeof r) {
+			/* Early at boot: unique will do. */
+			uint64_t u[2] = { b->stats.connections,
+			    (uint64_t)b->now_ms };
+			memcpy(r, u, sizeof r);
+			b->stats.connections++;
+		}
+		n = snprintf(out, CONFIG_ID_MAX + 1, "%s%02X%02X%02X%02X-"
+		    "%02X%02X-%02X%02X-%02X%02X-%02X%02X%02X%02X%02X%02X",
+		    prefix, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7],
+		    r[8], r[9], r[10], r[11], r[12], r[13], r[14], r[15]);
+		id.len = (uint32_t)n;
+	} while (session_find(&b->sessions, id));
+}
+
+static enum mqtt_reason
+check_id(const struct broker *b, const struct mqtt_connect *k,
+    const char **why)
+{
+	const char *prefix = b->conf->clientid_prefixes;
+
+	if (k->id.len == 0) {
+		/* [MQTT-3.1.3-8]; 3.1 knows no empty ones at all */
+		if (k->version == MQTT_31 ||
+		    (k->version == MQTT_311 && !k->clean)) {
+			*why = "empty client identifier";
+			return MQTT_BAD_CLIENT_ID;
+		}
+		if (!b->conf->allow_zero_length_clientid) {
+			*why = "empty client identifier; "
+			    "allow_zero_length_clientid is false";
+			return MQTT_BAD_CLIENT_ID;
+		}
+		return MQTT_OK;
+	}
+	if (prefix && (k->id.len < strlen(prefix) ||
+	    memcmp(k->id.p, prefix, strlen(prefix)) != 0)) {
+		*why = "client identifier does not start with "
+		    "clientid_prefixes";
+		return MQTT_BAD_CLIENT_ID;
+	}
+	return MQTT_OK;
+}
+
+static enum mqtt_reason
+check_will(const struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, const char **why)
+{
+	if (!k->will)
+		return MQTT_OK;
+	*why = mqtt_topic_fault(k->will_topic);
+	if (*why)
+		return MQTT_BAD_TOPIC;
+	if (k->will_qos > c->listener->conf->max_qos) {
+		*why = "will QoS above max_qos";
+		return MQTT_NO_QOS;     /* [MQTT5-3.2.2-12] */
+	}
+	if (k->will_retain && !b->conf->retain_available) {
+		*why = "will with retain, but retain_available is false";
+		return MQTT_NO_RETAIN;  /* [MQTT5-3.2.2-13] */
+	}
+	return MQTT_OK;
+}
+
+/* Before 5.0 a server cannot name another keep alive, only refuse. */
+static enum mqtt_reason
+check_keepalive(const struct broker *b, const struct mqtt_connect *k,
+    const char **why)
+{
+	int max = b->conf->max_keepalive;
+
+	if (max == 0 || k->version == MQTT_5 ||
+	    (k->keepalive > 0 && k->keepalive <= max))
+		return MQTT_OK;
+	*why = "keep alive above max_keepalive";
+	return MQTT_BAD_CLIENT_ID;
+}
+
+static enum mqtt_reason
+check_connect(const struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, const char **why)
+{
+	enum mqtt_reason r;
+
+	if (mqtt_has(&k->props, MQTT_P_AUTH_METHOD)) {
+		*why = "no authentication method is supported";
+		return MQTT_BAD_AUTH_METHOD;    /* [MQTT5-4.12.0-1] */
+	}
+	if ((r = check_will(b, c, k, why)) != MQTT_OK ||
+	    (r = auth_login(b->conf, k, why)) != MQTT_OK ||
+	    (r = check_id(b, k, why)) != MQTT_OK)
+		return r;
+	return check_keepalive(b, k, why);
+}
+
+static struct will *
+new_will(const struct mqtt_connect *k)
+{
+	struct mqtt_publish p = { .topic = k->will_topic,
+	    .payload = k->will_payload, .props = k->will_props.forward,
+	    .qos = k->will_qos, .retain = k->will_retain };
+	struct will *w = mem_alloc(sizeof *w);
+
+	if (!w)
+		return NULL;
+	*w = (struct will){ .msg = msg_new(&p, MSG_NEVER),
+	    .delay = k->will_props.will_delay,
+	    .expiry = k->will_props.message_expiry,
+	    .has_expiry = mqtt_has(&k->will_props, MQTT_P_MESSAGE_EXPIRY) };
+	if (!w->msg) {
+		mem_free(w, sizeof *w);
+		return NULL;
+	}
+	return w;
+}
+
+/* How long the session lives after its connection: 3.x knows only not at all
+ * and for ever, the operator may set a limit. */
+static uint32_t
+session_expiry(const struct broker *b, uint8_t version, bool clean,
+    uint32_t asked)
+{
+	int64_t max = b->conf->persistent_client_expiration;
+	uint32_t e = version == MQTT_5 ? asked : clean ? 0 : SESSION_FOREVER;
+
+	return max >= 0 && e > max ? (uint32_t)max : e;
+}
+
+/* The session for an accepted CONNECT: [MQTT-3.1.4-2] whoever is connected
+ * under this id has to go, then [MQTT-3.1.2-4], [MQTT-3.1.2-6]. */
+static struct session *
+take_session(struct broker *b, const struct mqtt_connect *k,
+    struct mqtt_str id, bool *present)
+{
+	struct session *s = session_find(&b->sessions, id);
+
+	if (s && s->client) {
+		log_error("Client %s already connected, closing old "
+		    "connection.", s->id);
+		client_close(b, s->client, MQTT_TAKEN_OVER, NULL);
+		s = session_find(&b->sessions, id);
+	}
+	if (s && k->clean) {
+		client_end_session(b, s);
+		s = NULL;
+	}
+	*present = s != NULL;
+	return s ? s : session_new(&b->sessions, id);
+}
+
+static struct aliases *
+new_aliases(uint16_t max)
+{
+	struct aliases *a = max ? mem_zalloc(sizeof *a +
+	    max * sizeof *a->topic) : NULL;
+
+	if (a)
+		a->max = max;
+	return a;
+}
+
+static void
+free_aliases(struct aliases *a)
+{
+	if (!a)
+		return;
+	for (uint16_t i = 0; i < a->max; i++)
+		if (a->topic[i].p)
+			mem_free((void *)(uintptr_t)a->topic[i].p,
+			    a->topic[i].len);
+	mem_free(a, sizeof *a + a->max * sizeof *a->topic);
+}
+
+static void
+attach(struct broker *b, struct client *c, struct session *s,
+    const struct mqtt_connect *k, struct will *w)
+{
+	int window = b->conf->max_inflight_messages;
+	int aliases = c->listener->conf->max_topic_alias_broker;
+
+	session_free_will(s);           /* back in time: not sent */
+	s->will = w;
+	s->client = c;
+	s->expires_ms = TIMER_NEVER;
+	session_set_timer(&b->sessions, s);
+	s->expiry = session_expiry(b, k->version, k->clean,
+	    k->props.session_expiry);
+	s->window = window == 0 || window > k->props.receive_max ?
+	    k->props.receive_max : (uint16_t)window;
+	s->dropping = false;
+	c->session = s;
+	c->state = CLIENT_UP;
+	c->clean = k->clean;
+	c->zero_expiry = k->version == MQTT_5 && k->props.session_expiry == 0;
+	c->packet_max = k->props.packet_max;
+	if (k->props.alias_max < aliases)
+		aliases = k->props.alias_max;
+	c->to_client = new_aliases((uint16_t)aliases);
+	b->sessions.n_connected++;
+}
+
+/* An ample 1.5 times the keep alive [MQTT-3.1.2-24]. */
+static void
+set_keepalive(struct broker *b, struct client *c)
+{
+	timer_set(&b->timers, &c->timer, c->keepalive == 0 ? TIMER_NEVER :
+	    c->last_in_ms + c->keepalive * 1500);
+}
+
+static void
+log_connected(const struct broker *b, const struct client *c,
+    const struct mqtt_connect *k)
+{
+	char name[CONN_NAME];
+	int shown = c->version == MQTT_5 ? 5 : c->version - 2;
+
+	if (!b->conf->connection_messages)
+		return;
+	conn_name(&c->conn.peer, name);
+	log_notice("New %s connected from %s as %s (p%d, c%d, k%d%s%.*s%s).",
+	    c->bridge ? "bridge" : "client", name, client_id(c), shown,
+	    k->clean, k->keepalive, k->has_user ? ", u'" : "",
+	    (int)k->user.len, (const char *)k->user.p,
+	    k->has_user ? "'" : "");
+}
+
+static void
+log_will(const struct mqtt_connect *k)
+{
+	if (!k->will) {
+		log_debug("No will message specified.");
+		return;
+	}
+	log_debug("Will message specified (%u bytes) (r%d, q%d).",
+	    k->will_payload.len, k->will_retain, k->will_qos);
+	log_debug("\t%.*s", (int)k->will_topic.len,
+	    (const char *)k->will_topic.p);
+}
+
+static void
+accept_connect(struct broker *b, struct client *c,
+    const struct mqtt_connect *k)
+{
+	char assigned[CONFIG_ID_MAX + 1];
+	struct connack ack = { 0 };
+	struct mqtt_str id = k->id;
+	struct session *s = NULL;
+	struct will *w = k->will ? new_will(k) : NULL;
+	int max = b->conf->max_keepalive;
+
+	if (id.len == 0) {
+		make_id(b, assigned);
+		id = (struct mqtt_str){ (uint8_t *)assigned,
+		    (uint32_t)strlen(assigned) };
+		ack.assigned_id = assigned;
+	}
+	if (w || !k->will)
+		s = take_session(b, k, id, &ack.session_present);
+	if (!s) {
+		if (w) {
+			msg_unref(w->msg);
+			mem_free(w, sizeof *w);
+		}
+		refuse(b, c, MQTT_QUOTA, "out of memory for the session");
+		return;
+	}
+	attach(b, c, s, k, w);
+	c->keepalive = k->keepalive;
+	if (max > 0 && (k->keepalive == 0 || k->keepalive > max)) {
+		c->keepalive = (uint16_t)max;
+		ack.tell_keepalive = true;
+	}
+	ack.tell_expiry = s->expiry != k->props.session_expiry;
+	set_keepalive(b, c);
+	log_connected(b, c, k);
+	log_will(k);
+	send_connack(b, c, &ack);
+}
+
+static void
+on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
+    uint8_t flags)
+{
+	struct mqtt_connect k;
+	const char *why = NULL;
+	enum mqtt_reason r;
+
+	if (c->state == CLIENT_UP) {
+		/* [MQTT-3.1.0-2] */
+		client_close(b, c, MQTT_PROTOCOL_ERROR, "second CONNECT");
+		return;
+	}
+	r = mqtt_get_connect(in, &k);
+	why = in->why;
+	if (r == MQTT_MALFORMED && k.version == 0) {
+		client_close(b, c, r, why);     /* [MQTT-3.1.2-1] */
+		return;
+	}
+	/* The answer to a version that we do not know has the form that its
+	 * number suggests. */
+	c->version = k.version <= MQTT_5 ? k.version : MQTT_5;
+	if (c->version < MQTT_31)
+		c->version = MQTT_311;
+	c->bridge = k.bridge;
+	if (r == MQTT_OK && flags != 0 && k.version != MQTT_31) {
+		r = MQTT_MALFORMED;
+		why = "reserved bits in the fixed header";
+	}
+	if (r == MQTT_OK) {
+		c->packet_max = k.props.packet_max;
+		r = check_connect(b, c, &k, &why);
+	}
+	if (r != MQTT_OK)
+		refuse(b, c, r, why);
+	else
+		accept_connect(b, c, &k);
+}
+
+/* ---- PUBLISH ---- */
+
+/* Puts the topic in for its alias, or remembers it under the alias. */
+static enum mqtt_reason
+resolve_alias(struct client *c, struct mqtt_publish *p, const char **why)
+{
+	int max = c->listener->conf->max_topic_alias;
+	struct mqtt_str *t;
+	uint8_t *copy;
+
+	if (p->alias == 0)
+		return MQTT_OK;
+	if (p->alias > max) {
+		*why = "topic alias above the maximum";
+		return MQTT_BAD_ALIAS;  /* [MQTT5-3.3.2-9] */
+	}
+	if (!c->from_client)
+		c->from_client = new_aliases((uint16_t)max);
+	if (!c->from_client)
+		return MQTT_QUOTA;
+	t = &c->from_client->topic[p->alias - 1];
+	p->alias = 0;
+	if (p->topic.len == 0) {
+		p->topic = *t;
+		*why = "topic alias that stands for no topic";
+		return t->p ? MQTT_OK : MQTT_PROTOCOL_ERROR;
+	}
+	copy = mem_alloc(p->topic.len);
+	if (!copy)
+		return MQTT_QUOTA;
+	memcpy(copy, p->topic.p, p->topic.len);
+	if (t->p)
+		mem_free((void *)(uintptr_t)t->p, t->len);
+	*t = (struct mqtt_str){ copy, p->topic.len };
+	return MQTT_OK;
+}
+
+/* What ends the connection, whatever the message. */
+static enum mqtt_reason
+check_publish(const struct broker *b, struct client *c,
+    struct mqtt_publish *p, const char **why)
+{
+	enum mqtt_reason r = resolve_alias(c, p, why);
+
+	if (r != MQTT_OK)
+		return r;
+	*why = mqtt_topic_fault(p->topic);
+	if (*why)
+		return p->topic.len ? MQTT_BAD_TOPIC : MQTT_PROTOCOL_ERROR;
+	if (p->qos > c->listener->conf->max_qos) {
+		*why = "QoS above max_qos";
+		return MQTT_NO_QOS;     /* [MQTT5-3.2.2-11] */
+	}
+	if (p->retain && !b->conf->retain_available) {
+		*why = "retain, but retain_available is false";
+		return MQTT_NO_RETAIN;  /* [MQTT5-3.2.2-14] */
+	}
+	/* [MQTT5-3.3.4-7]; what was received twice counts once */
+	if (p->qos == 2 && c->version == MQTT_5 &&
+	    b->conf->max_inflight_messages > 0 &&
+	    c->session->n_received >= b->conf->max_inflight_messages &&
+	    !session_received(c->session, p->id)) {
+		*why = "more QoS 2 messages than the receive maximum allows";
+		return MQTT_RECEIVE_MAX_EXCEEDED;
+	}
+	return MQTT_OK;
+}
+
+/* Hands the message on. A reason from 0x80 on means that it went nowhere. */
+static enum mqtt_reason
+hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
+{
+	struct routed r = { .p = *p, .from = c->session,
+	    .expires_ms = msg_expiry(p, b->now_ms) };
+	int limit = b->conf->message_size_limit;
+	enum mqtt_reason reason;
+	uint32_t receivers;
+
+	if (!auth_may_publish(p->topic)) {
+		log_debug("Denied PUBLISH from %s (d%d, q%d, r%d, m%d, "
+		    "'%.*s', ... (%u bytes))", client_id(c), p->dup, p->qos,
+		    p->retain, p->id, (int)p->topic.len,
+		    (const char *)p->topic.p, p->payload.len);
+		return MQTT_NOT_AUTHORIZED;
+	}
+	if (limit > 0 && p->payload.len > (uint32_t)limit) {
+		log_notice("Dropped too large PUBLISH from %s (%u bytes, "
+		    "message_size_limit is %d)", client_id(c),
+		    p->payload.len, limit);
+		return MQTT_IMPLEMENTATION;
+	}
+	reason = route_publish(b, &r, &receivers);
+	msg_unref(r.msg);
+	if (reason == MQTT_OK && receivers == 0)
+		return MQTT_NO_MATCHING_SUBSCRIBERS;
+	return reason;
+}
+
+/* QoS 2, method B of section 4.3.3: the message is handed on at once, and its
+ * id is kept until PUBREL, so that a repeat is not handed on again. */
+static void
+publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
+{
+	enum mqtt_reason r;
+
+	if (session_received(c->session, p->id)) {
+		send_ack(b, c, MQTT_PUBREC, p->id, MQTT_OK);
+		return;
+	}
+	if (!session_put_received(c->session, p->id)) {
+		client_close(b, c, MQTT_QUOTA, "out of memory");
+		return;
+	}
+	r = hand_on(b, c, p);
+	if (r == MQTT_NO_MATCHING_SUBSCRIBERS)
+		r = MQTT_OK;
+	/* [MQTT5-4.3.3-9]: a refusal ends the exchange. 3.x has none. */
+	if (r != MQTT_OK && c->version == MQTT_5)
+		session_take_received(c->session, p->id);
+	send_ack(b, c, MQTT_PUBREC, p->id, r);
+}
+
+static void
+on_publish(struct broker *b, struct client *c, struct mqtt_in *in,
+    uint8_t flags)
+{
+	struct mqtt_publish p;
+	const char *why = NULL;
+	enum mqtt_reason r = mqtt_get_publish(in, flags, c->version, &p);
+
+	if (r != MQTT_OK) {
+		client_close(b, c, r, in->why);
+		return;
+	}
+	log_debug("Received PUBLISH from %s (d%d, q%d, r%d, m%d, '%.*s', ... "
+	    "(%u bytes))", client_id(c), p.dup, p.qos, p.retain, p.id,
+	    (int)p.topic.len, (const char *)p.topic.p, p.payload.len);
+	b->stats.publish_received++;
+	b->stats.publish_bytes_received += p.payload.len;
+	r = check_publish(b, c, &p, &why);
+	if (r != MQTT_OK) {
+		client_close(b, c, r, why);
+		return;
+	}
+	if (p.qos == 2) {
+		publish_qos2(b, c, &p);
+		return;
+	}
+	r = hand_on(b, c, &p);
+	/* Before 5.0 an acknowledgement cannot say no: without memory the
+	 * client has to come again [MQTT-4.8.0-2]. */
+	if (r == MQTT_QUOTA && c->version != MQTT_5)
+		client_close(b, c, r, "out of memory");
+	else if (p.qos == 1)
+		send_ack(b, c, MQTT_PUBACK, p.id, r);
+}
+
+/* ---- acknowledgements ---- */
+
+static void
+on_puback(struct broker *b, struct client *c, const struct mqtt_ack *a)
+{
+	struct delivery *d = session_in_flight(c->session, a->id);
+
+	log_debug("Received PUBACK from %s (Mid: %d, RC:%d)", client_id(c),
+	    a->id, a->reason);
+	if (!d)
+		return;
+	if (d->qos != 1) {
+		client_close(b, c, MQTT_PROTOCOL_ERROR,
+		    "PUBACK for a message of QoS 2");
+		return;
+	}
+	session_done(c->session, &b->topics, d);
+	route_pump(b, c);
+}
+
+static void
+on_pubrec(struct broker *b, struct client *c, const struct mqtt_ack *a)
+{
+	struct delivery *d = session_in_flight(c->session, a->id);
+
+	log_debug("Received PUBREC from %s (Mid: %d)", client_id(c), a->id);
+	if (!d) {
+		if (a->reason < 0x80)
+			send_ack(b, c, MQTT_PUBREL, a->id, MQTT_ID_NOT_FOUND);
+		return;
+	}
+	if (d->qos != 2) {
+		client_close(b, c, MQTT_PROTOCOL_ERROR,
+		    "PUBREC for a message of QoS 1");
+		return;
+	}
+	if (a->reason >= 0x80) {
+		/* [MQTT5-4.4.0-2] */
+		session_done(c->session, &b->topics, d);
+		route_pump(b, c);
+		return;
+	}
+	delivery_release(d);
+	send_ack(b, c, MQTT_PUBREL, a->id, MQTT_OK);
+}
+
+static void
+on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
+{
+	log_debug("Received PUBREL from %s (Mid: %d)", client_id(c), a->id);
+	send_ack(b, c, MQTT_PUBCOMP, a->id,
+	    session_take_received(c->session, a->id) ? MQTT_OK :
+	    MQTT_ID_NOT_FOUND);
+}
+
+static void
+on_pubcomp(struct broker *b, struct client *c, const struct mqtt_ack *a)
+{
+	struct delivery *d = session_in_flight(c->session, a->id);
+
+	log_debug("Received PUBCOMP from %s (Mid: %d, RC:%d)", client_id(c),
+	    a->id, a->reason);
+	if (!d || d->state != RELEASED)
+		return;
+	session_done(c->session, &b->topics, d);
+	route_pump(b, c);
+}
+
+static void
+on_ack(struct broker *b, struct client *c, struct mqtt_in *in,
+    enum mqtt_type t)
+{
+	struct mqtt_ack a;
+	enum mqtt_reason r = mqtt_get_ack(in, t, c->version, &a);
+
+	if (r != MQTT_OK)
+		client_close(b, c, r, in->why);
+	else if (t == MQTT_PUBACK)
+		on_puback(b, c, &a);
+	else if (t == MQTT_PUBREC)
+		on_pubrec(b, c, &a);
+	else if (t == MQTT_PUBREL)
+		on_pubrel(b, c, &a);
+	else
+		on_pubcomp(b, c, &a);
+}
+
+/* ---- SUBSCRIBE and UNSUBSCRIBE ---- */
+
+static enum mqtt_reason
+check_filter(const struct mqtt_filter *f, const char **why)
+{
+	struct mqtt_str name, rest = f->filter;
+
+	*why = "$share needs a name and a filter behind it";
+	if (mqtt_is_shared(f->filter) &&
+	    !mqtt_split_shared(f->filter, &name, &rest))
+		return MQTT_BAD_FILTER;
+	*why = mqtt_filter_fault(rest);
+	if (*why)
+		return MQTT_BAD_FILTER;
+	if (rest.p != f->filter.p && f->no_local) {
+		*why = "No Local on a shared subscription";
+		return MQTT_PROTOCOL_ERROR;     /* [MQTT5-3.8.3-4] */
+	}
+	return MQTT_OK;
+}
+
+/* Reads a whole SUBSCRIBE or UNSUBSCRIBE once before anything is done, so that
+ * a bad one changes nothing. *n: the filters in it. */
+static enum mqtt_reason
+check_filters(struct mqtt_in in, enum mqtt_type t, enum mqtt_version v,
+    uint32_t *n, const char **why)
+{
+	struct mqtt_filter f;
+	enum mqtt_reason r;
+
+	for (*n = 0; in.p < in.end; (*n)++) {
+		r = mqtt_get_filter(&in, t, v, &f);
+		*why = in.why;
+		if (r == MQTT_OK)
+			r = check_filter(&f, why);
+		if (r != MQTT_OK)
+			return r;
+	}
+	return in.err;
+}
+
+/* One filter; the code for SUBACK. */
+static uint8_t
+subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
+    uint32_t id)
+{
+	bool fresh, again = f->retain_handling == 0;
+	struct session *s = c->session;
+	struct sub *sub;
+
+	/* A bridge gets what it needs without the options of 5.0. */
+	f->no_local |= c->bridge && !mqtt_is_shared(f->filter);
+	f->retain_as_published |= c->bridge;
+	if (f->qos > c->listener->conf->max_qos)
+		f->qos = (uint8_t)c->listener->conf->max_qos;
+	log_debug("\t%.*s (QoS %d)", (int)f->filter.len,
+	    (const char *)f->filter.p, f->qos);
+	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
+	if (!sub)
+		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
+	if (log_on(LOG_T_SUBSCRIBE))
+		log_line(LOG_T_SUBSCRIBE, "%s %d %.*s", client_id(c), f->qos,
+		    (int)f->filter.len, (const char *)f->filter.p);
+	if (!sub->group && (again || (fresh && f->retain_handling == 1)) &&
+	    !route_retained(b, s, sub, f->filter))
+		log_warning("Out of memory for the retained messages of %s.",
+		    client_id(c));
+	return f->qos;
+}
+
+static uint8_t
+unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
+{
+	struct sub *sub = topic_find_sub(&b->topics, c->session, f->filter);
+
+	log_debug("\t%.*s", (int)f->filter.len, (const char *)f->filter.p);
+	if (log_on(LOG_T_UNSUBSCRIBE))
+		log_line(LOG_T_UNSUBSCRIBE, "%s %.*s", client_id(c),
+		    (int)f->filter.len, (const char *)f->filter.p);
+	if (!sub)
+		return MQTT_NO_SUBSCRIPTION_EXISTED;
+	session_end_scans(c->session, &b->topics, sub);
+	topic_unsubscribe(&b->topics, sub);
+	return MQTT_OK;
+}
+
+/* Each filter in turn, like that many packets with one answer
+ * [MQTT-3.8.4-4], [MQTT-3.10.4-6]. */
+static void
+each_filter(struct broker *b, struct client *c, struct mqtt_in *in,
+    enum mqtt_type t, uint32_t id, uint8_t *codes)
+{
+	struct mqtt_filter f;
+
+	for (uint32_t i = 0; in->p < in->end; i++) {
+		mqtt_get_filter(in, t, c->version, &f);
+		b->work++;
+		if (i >= FILTERS_MAX)
+			codes[i] = c->version == MQTT_5 && t == MQTT_SUBSCRIBE ?
+			    MQTT_QUOTA : MQTT_UNSPECIFIED;
+		else if (t == MQTT_SUBSCRIBE)
+			codes[i] = subscribe(b, c, &f, id);
+		else
+			codes[i] = unsubscribe(b, c, &f);
+	}
+}
+
+static void
+on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
+    enum mqtt_type t)
+{
+	struct mqtt_props pr;
+	uint16_t id;
+	uint32_t n;
+	uint8_t *codes;
+	const char *why = NULL;
+	enum mqtt_reason r = mqtt_get_subscribe(in, t, c->version, &id, &pr);
+
+	if (r != MQTT_OK)
+		why = in->why;
+	else
+		r = check_filters(*in, t, c->version, &n, &why);
+	if (r != MQTT_OK) {
+		client_close(b, c, r, why);
+		return;
+	}
+	codes = mem_alloc(n);
+	if (!codes) {
+		client_close(b, c, MQTT_QUOTA, "out of memory");
+		return;
+	}
+	log_debug("Received %s from %s", mqtt_type_name(t), client_id(c));
+	each_filter(b, c, in, t, pr.subscription_id, codes);
+	if (!send_suback(b, c, t == MQTT_SUBSCRIBE ? MQTT_SUBACK :
+	    MQTT_UNSUBACK, id, codes, n))
+		client_close(b, c, MQTT_TOO_LARGE,
+		    "the answer is larger than the client takes");
+	mem_free(codes, n);
+}
+
+/* ---- the rest ---- */
+
+static void
+on_disconnect(struct broker *b, struct client *c, struct mqtt_in *in)
+{
+	struct mqtt_props pr;
+	uint8_t reason;
+	enum mqtt_reason r = mqtt_get_disconnect(in, c->version, &reason, &pr);
+
+	if (r != MQTT_OK) {
+		client_close(b, c, r, in->why);
+		return;
+	}
+	log_debug("Received DISCONNECT from %s", client_id(c));
+	if (mqtt_has(&pr, MQTT_P_SESSION_EXPIRY)) {
+		/* Section 3.14.2.2.2 */
+		if (c->zero_expiry && pr.session_expiry > 0) {
+			client_close(b, c, MQTT_PROTOCOL_ERROR,
+			    "session expiry after CONNECT had none");
+			return;
+		}
+		c->session->expiry = session_expiry(b, c->version, c->clean,
+		    pr.session_expiry);
+	}
+	log_disconnect(b, c, NULL, NULL);
+	/* Only 0 takes the will back [MQTT5-3.14.4-3]. */
+	detach(b, c, reason != MQTT_OK);
+	hang_up(b, c);
+}
+
+static void
+on_pingreq(struct broker *b, struct client *c, const struct mqtt_in *in)
+{
+	if (in->p != in->end) {
+		client_close(b, c, MQTT_MALFORMED, "PINGREQ with a body");
+		return;
+	}
+	log_debug("Received PINGREQ from %s", client_id(c));
+	send_pingresp(b, c);
+}
+
+static void
+on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
+    uint8_t *body)
+{
+	struct mqtt_in in = { .p = body, .end = body + h->len };
+
+	b->stats.messages_received++;
+	switch (h->type) {
+	case MQTT_CONNECT:
+		on_connect(b, c, &in, h->flags);
+		break;
+	case MQTT_PUBLISH:
+		on_publish(b, c, &in, h->flags);
+		break;
+	case MQTT_PUBACK:
+	case MQTT_PUBREC:
+	case MQTT_PUBREL:
+	case MQTT_PUBCOMP:
+		on_ack(b, c, &in, h->type);
+		break;
+	case MQTT_SUBSCRIBE:
+	case MQTT_UNSUBSCRIBE:
+		on_subscribe(b, c, &in, h->type);
+		break;
+	case MQTT_PINGREQ:
+		on_pingreq(b, c, &in);
+		break;
+	case MQTT_DISCONNECT:
+		on_disconnect(b, c, &in);
+		break;
+	default:
+		/* AUTH without a method in CONNECT [MQTT5-4.12.0-7], what
+		 * only servers send, and the reserved types. */
+		client_close(b, c, MQTT_PROTOCOL_ERROR,
+		    "packet type that a client may not send here");
+	}
+}
+
+/* ---- input ---- */
+
+/* What the fixed header alone tells, before the body is waited for. */
+static bool
+header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
+{
+	if (c->state == CLIENT_NEW && h->type != MQTT_CONNECT) {
+		/* [MQTT-3.1.0-1]: nothing is sent */
+		client_close(b, c, MQTT_PROTOCOL_ERROR,
+		    "first packet is not CONNECT");
+		return false;
+	}
+	if (h->size > (uint32_t)b->conf->max_packet_size) {
+		client_close(b, c, MQTT_TOO_LARGE,
+		    "packet larger than max_packet_size");
+		return false;
+	}
+	if (c->state != CLIENT_NEW && !mqtt_flags_valid(h, c->version)) {
+		client_close(b, c, MQTT_MALFORMED,
+		    "reserved bits in the fixed header");
+		return false;
+	}
+	return true;
+}
+
+/* Handles the packets in data; the bytes that are done with. *whole: the size
+ * of a packet that is not complete yet, if known. */
+static size_t
+handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
+    size_t *whole)
+{
+	uint32_t limit = b->work + WORK_MAX;
+	size_t done = 0;
+	struct mqtt_header h;
+	int r;
+
+	*whole = 0;
+	while (done < n && c->state < CLIENT_CLOSING) {
+		if (b->work > limit || c->conn.out_len > CONN_HIGH_WATER) {
+			c->conn.ready = true;
+			return done;
+		}
+		r = mqtt_get_header(data + done, n - done,
+		    c->version == MQTT_5, &h);
+		if (r == 0)
+			return done;
+		if (r < 0) {
+			client_close(b, c, MQTT_MALFORMED,
+			    "remaining length is malformed");
+			break;
+		}
+		if (!header_ok(b, c, &h))
+			break;
+		if (n - done < h.size) {
+			*whole = h.size;
+			return done;
+		}
+		b->work++;
+		c->last_in_ms = b->now_ms;
+		on_packet(b, c, &h, data + done + (h.size - h.len));
+		done += h.size;
+	}
+	return c->state < CLIENT_CLOSING ? done : n;
+}
+
+void
+client_input(struct broker *b, struct client *c)
+{
+	uint8_t *data;
+	size_t n, done, whole;
+	int r;
+
+	if (c->state == CLIENT_DEAD)
+		return;
+	r = conn_read(&c->conn, b->buf, &data, &n);
+	if (r == 0)
+		return;
+	if (r < 0) {
+		lost(b, c, errno == 0 ? "connection closed by client" :
+		    errno == ENOMEM ? "out of memory" : "connection lost");
+		return;
+	}
+	if (c->state >= CLIENT_CLOSING) {
+		conn_keep(&c->conn, data, 0, 0);
+		return;
+	}
+	b->stats.bytes_received += c->conn.got;
+	done = handle(b, c, data, n, &whole);
+	if (!conn_keep(&c->conn, data + done, n - done, whole))
+		lost(b, c, "out of memory");
+	if (c->conn.ready)
+		todo(b, c);
+}
+
+void
+client_event(struct broker *b, struct client *c, short events)
+{
+	if (events & POLLOUT) {
+		c->blocked = false;
+		todo(b, c);
+	}
+	if (events & POLLIN)
+		client_input(b, c);
+	else if (events & (POLLERR | POLLHUP))
+		lost(b, c, "connection lost");
+}
+
+/* ---- life ---- */
+
+void
+client_new(struct broker *b, struct listener *l, int fd,
+    const struct conn_addr *peer)
+{
+	struct client *c = mem_zalloc(sizeof *c);
+	char name[CONN_NAME];
+
+	if (!c || !timer_init(&b->timers, &c->timer, TIMER_CLIENT)) {
+		mem_free(c, sizeof *c);
+		c = NULL;
+	} else {
+		conn_init(&c->conn, fd, peer);
+		if (!watch_add(&b->watch, &c->conn)) {
+			timer_fini(&b->timers, &c->timer);
+			mem_free(c, sizeof *c);
+			c = NULL;
+		}
+	}
+	conn_name(peer, name);
+	if (!c) {
+		log_error("Client connection from %s denied: out of memory.",
+		    name);
+		close(fd);
+		return;
+	}
+	if (b->conf->connection_messages)
+		log_notice("New connection from %s on port %d.", name,
+		    l->conf->port);
+	c->listener = l;
+	c->last_in_ms = b->now_ms;
+	c->packet_max = UINT32_MAX;
+	(*l->n_connections)++;
+	b->n_clients++;
+	b->stats.connections++;
+	timer_set(&b->timers, &c->timer,
+	    b->now_ms + b->conf->connect_timeout * 1000);
+}
+
+void
+client_free(struct broker *b, struct client *c)
+{
+	watch_remove(&b->watch, &c->conn);
+	conn_fini(&c->conn);
+	timer_fini(&b->timers, &c->timer);
+	free_aliases(c->from_client);
+	free_aliases(c->to_client);
+	(*c->listener->n_connections)--;
+	b->n_clients--;
+	mem_free(c, sizeof *c);
+}
+
+void
+client_timer(struct broker *b, struct client *c)
+{
+	switch (c->state) {
+	case CLIENT_NEW:
+		client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
+		    "no CONNECT within connect_timeout");
+		break;
+	case CLIENT_UP:
+		if (b->now_ms - c->last_in_ms < c->keepalive * 1500)
+			set_keepalive(b, c);
+		else
+			client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT, NULL);
+		break;
+	default:
+		lost(b, c, NULL);
+	}
+}
+
+static void
+flush(struct broker *b, struct client *c)
+{
+	uint32_t before = c->conn.out_len;
+
+	if (before == 0 || c->blocked || c->failed)
+		return;
+	if (!conn_flush(&c->conn))
+		c->failed = true;
+	b->stats.bytes_sent += before - c->conn.out_len;
+	c->blocked = c->conn.out_len > 0;
+}
+
+/* Whether more could go into the output that was just emptied. */
+static bool
+more_to_send(const struct client *c)
+{
+	const struct session *s = c->session;
+
+	return c->conn.out_len < CONN_LOW_WATER && (s->qos0 || s->scans ||
+	    (s->unsent && s->in_flight < s->window));
+}
+
+void
+client_settle(struct broker *b, struct client *c)
+{
+	bool read;
+
+	if (c->state == CLIENT_UP)
+		route_pump(b, c);
+	flush(b, c);
+	if (c->failed && c->state != CLIENT_DEAD) {
+		lost(b, c, "connection lost");
+		return;         /* it is on the list again */
+	}
+	if (c->state == CLIENT_CLOSING && c->conn.out_len == 0) {
+		shutdown(c->conn.fd, SHUT_WR);
+		c->state = CLIENT_LINGER;
+	}
+	if (c->state == CLIENT_DEAD) {
+		client_free(b, c);
+		return;
+	}
+	read = c->conn.out_len <= CONN_HIGH_WATER;
+	if ((c->conn.ready && read) ||
+	    (c->state == CLIENT_UP && !c->blocked && more_to_send(c)))
+		todo(b, c);
+	watch_want(&b->watch, &c->conn, read || c->state >= CLIENT_CLOSING);
+}

@@ -1,0 +1,43 @@
+/* client - the server side of one MQTT connection: one short function per
+ * packet type, and the rules for how connections and sessions begin and end.
+ *
+ * Handlers append to outputs and mark what is to happen; sockets are written
+ * and connections freed only in client_settle, at the end of the turn.
+ */
+#ifndef CLIENT_H
+#define CLIENT_H
+
+#include "state.h"
+
+/* A connection was accepted. The descriptor is taken over, also on failure
+ * (no memory). */
+void client_new(struct broker *b, struct listener *l, int fd,
+    const struct conn_addr *peer);
+
+/* poll() said so. */
+void client_event(struct broker *b, struct client *c, short events);
+
+/* Handles input that is there or was left over from the last turn. */
+void client_input(struct broker *b, struct client *c);
+
+/* End of the turn: moves what waits, writes, closes and frees. Puts the client
+ * on the list again if there is more to do at once. */
+void client_settle(struct broker *b, struct client *c);
+
+/* Closes the socket and frees everything of a connection without session. */
+void client_free(struct broker *b, struct client *c);
+
+/* The timer of a connection, of a session without one. */
+void client_timer(struct broker *b, struct client *c);
+void client_session_timer(struct broker *b, struct session *s);
+
+/* Ends the connection. reason other than MQTT_OK is told to a 5.0 client, and
+ * logged with why (may be NULL). The will is published unless reason is
+ * MQTT_OK. Nothing may be done with c's session afterwards. */
+void client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
+    const char *why);
+
+/* Ends a session that has no connection; a will that waits is published. */
+void client_end_session(struct broker *b, struct session *s);
+
+#endif

@@ -1,0 +1,823 @@
+#include "config.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#define PORT_DEFAULT 1883
+#define PORTS_MAX 10            /* -p may be repeated this often */
+#define LISTENERS_MAX 64
+
+/* Where the parser stands. */
+struct parser {
+	struct config *c;
+	const char *file;
+	unsigned line;
+	const char *name;       /* the option at hand */
+	bool included;          /* in a file of include_dir */
+	bool in_default;        /* before the first listener line */
+	bool default_used;      /* port, bind_address or a listener option */
+	struct config_listener def;
+	struct config_listener *cur;    /* def, or the last listener */
+};
+
+enum kind {
+	BOOL, INT, SIZE, STRING,        /* a field, by offset */
+	SPECIAL,                        /* its own function */
+	IGNORED,                        /* accepted with one warning */
+	REFUSED,                        /* not to be had; the reason is given */
+};
+
+struct option {
+	const char *name;
+	enum kind kind;
+	bool listener;          /* the field is one of the current listener */
+	size_t offset;
+	long long min, max;
+	bool (*set)(struct parser *p, char *value);
+	const char *why;
+};
+
+/* ---- faults ---- */
+
+static bool
+fault(const struct parser *p)
+{
+	log_error("Error found at %s:%u.", p->file, p->line);
+	return false;
+}
+
+static bool
+bad_value(const struct parser *p, const char *value, const char *want)
+{
+	log_error("Error: Invalid %s value '%s': %s.", p->name, value, want);
+	return fault(p);
+}
+
+static bool
+missing(const struct parser *p)
+{
+	log_error("Error: Empty %s value in configuration.", p->name);
+	return fault(p);
+}
+
+/* ---- values ---- */
+
+static char *
+first_word(char *value)
+{
+	value[strcspn(value, " \t")] = 0;
+	return value;
+}
+
+static bool
+get_bool(const struct parser *p, char *value, bool *out)
+{
+	first_word(value);
+	if (!strcmp(value, "true") || !strcmp(value, "1"))
+		*out = true;
+	else if (!strcmp(value, "false") || !strcmp(value, "0"))
+		*out = false;
+	else
+		return bad_value(p, value, "it must be true or false");
+	return true;
+}
+
+static bool
+get_number(const struct parser *p, char *value, long long min, long long max,
+    long long *out)
+{
+	char *end, want[80];
+
+	errno = 0;
+	*out = strtoll(first_word(value), &end, 10);
+	if (end != value && !*end && !errno && *out >= min && *out <= max)
+		return true;
+	snprintf(want, sizeof want, "it must be a number from %lld to %lld",
+	    min, max);
+	return bad_value(p, value, want);
+}
+
+static char *
+copy(const char *s)
+{
+	char *p = strdup(s);
+
+	if (!p)
+		abort();        /* start-up */
+	return p;
+}
+
+static bool
+set_string(const struct parser *p, char **field, const char *value)
+{
+	if (*field && strcmp(*field, value) != 0) {
+		log_error("Error: Duplicate %s value in configuration.",
+		    p->name);
+		return fault(p);
+	}
+	if (*field) {
+		log_warning("Warning: %s is given twice with the same value "
+		    "(%s:%u).", p->name, p->file, p->line);
+		return true;
+	}
+	*field = copy(value);
+	return true;
+}
+
+/* ---- options with rules of their own ---- */
+
+static struct config_listener
+new_listener(void)
+{
+	return (struct config_listener){ .domain = AF_UNSPEC,
+	    .max_connections = -1, .max_qos = 2, .max_topic_alias = 10,
+	    .max_topic_alias_broker = 10 };
+}
+
+static struct config_listener *
+add_listener(struct config *c, const struct config_listener *l)
+{
+	struct config_listener *all = realloc(c->listeners,
+	    (c->n_listeners + 1) * sizeof *all);
+
+	if (!all)
+		abort();
+	c->listeners = all;
+	all[c->n_listeners] = *l;
+	return &all[c->n_listeners++];
+}
+
+/* listener PORT [ADDRESS | PATH] */
+static bool
+set_listener(struct parser *p, char *value)
+{
+	struct config_listener l = new_listener();
+	char *rest = value + strcspn(value, " \t");
+	long long port;
+
+	if (*rest)
+		*rest++ = 0;
+	rest += strspn(rest, " \t");
+	if (*rest == '#')
+		*rest = 0;
+	if (!get_number(p, value, 0, 65535, &port))
+		return false;
+	if (port == 0 && *rest != '/')
+		return bad_value(p, value,
+		    "port 0 needs the path of a unix socket behind it");
+	if (p->c->n_listeners == LISTENERS_MAX)
+		return bad_value(p, value, "there are too many listeners");
+	l.port = (int)port;
+	if (port == 0)
+		l.path = copy(rest);
+	else if (*rest)
+		l.host = copy(first_word(rest));
+	p->cur = add_listener(p->c, &l);
+	p->in_default = false;
+	return true;
+}
+
+static bool
+set_port(struct parser *p, char *value)
+{
+	long long n;
+
+	if (!get_number(p, value, 1, 65535, &n))
+		return false;
+	if (p->def.port && p->def.port != n) {
+		log_error("Error: Duplicate port value in configuration.");
+		return fault(p);
+	}
+	p->def.port = (int)n;
+	p->default_used = true;
+	return true;
+}
+
+static bool
+set_bind_address(struct parser *p, char *value)
+{
+	p->default_used = true;
+	return set_string(p, &p->def.host, value);
+}
+
+static bool
+set_socket_domain(struct parser *p, char *value)
+{
+	if (!strcmp(first_word(value), "ipv4"))
+		p->cur->domain = AF_INET;
+	else if (!strcmp(value, "ipv6"))
+		p->cur->domain = AF_INET6;
+	else
+		return bad_value(p, value, "it must be ipv4 or ipv6");
+	return true;
+}
+
+static bool
+set_protocol(struct parser *p, char *value)
+{
+	if (!strcmp(first_word(value), "mqtt"))
+		return true;
+	return bad_value(p, value, "midge speaks mqtt only");
+}
+
+static bool
+set_allow_anonymous(struct parser *p, char *value)
+{
+	p->c->allow_anonymous_set = true;
+	return get_bool(p, value, &p->c->allow_anonymous);
+}
+
+static bool
+set_expiration(struct parser *p, char *value)
+{
+	static const struct { char unit; int seconds; } units[] = {
+		{ 's', 1 }, { 'h', 3600 }, { 'd', 86400 }, { 'w', 604800 },
+		{ 'm', 30 * 86400 }, { 'y', 365 * 86400 },
+	};
+	char *end;
+	long n = strtol(first_word(value), &end, 10);
+
+	for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+		if (n <= 0 || n > 1000000 || end[0] != units[i].unit || end[1])
+			continue;
+		p->c->persistent_client_expiration =
+		    (int64_t)n * units[i].seconds;
+		return true;
+	}
+	return bad_value(p, value,
+	    "it must be a number with the unit s, h, d, w, m or y");
+}
+
+/* The first log_dest or log_type replaces the default, more add to it. */
+#define CHOSEN 0x80000000u
+
+static bool
+set_log_dest(struct parser *p, char *value)
+{
+	static const struct { const char *name; unsigned bit; } known[] = {
+		{ "stderr", LOG_D_STDERR }, { "stdout", LOG_D_STDOUT },
+		{ "syslog", LOG_D_SYSLOG }, { "topic", LOG_D_TOPIC },
+		{ "none", 0 },
+	};
+	unsigned *d = &p->c->log.dests;
+
+	if (!(*d & CHOSEN))
+		*d = CHOSEN;
+	if (!strncmp(value, "file", 4) && (value[4] == ' ' || value[4] == '\t')) {
+		value += 4 + strspn(value + 4, " \t");
+		*d |= LOG_D_FILE;
+		return set_string(p, &p->c->log_file, value);
+	}
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+		if (strcmp(first_word(value), known[i].name))
+			continue;
+		*d = known[i].bit ? *d | known[i].bit : CHOSEN;
+		return true;
+	}
+	return bad_value(p, value, "it must be stdout, stderr, syslog, topic, "
+	    "none or file with a path");
+}
+
+static bool
+set_log_type(struct parser *p, char *value)
+{
+	static const struct { const char *name; unsigned bits; } known[] = {
+		{ "error", LOG_T_ERROR }, { "warning", LOG_T_WARNING },
+		{ "notice", LOG_T_NOTICE }, { "information", LOG_T_INFO },
+		{ "debug", LOG_T_DEBUG }, { "subscribe", LOG_T_SUBSCRIBE },
+		{ "unsubscribe", LOG_T_UNSUBSCRIBE }, { "all", LOG_T_ALL },
+		{ "websockets", CHOSEN }, { "internal", CHOSEN },
+		{ "none", 0 },
+	};
+	unsigned *t = &p->c->log.types;
+
+	if (!(*t & CHOSEN))
+		*t = CHOSEN;
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+		if (strcmp(first_word(value), known[i].name))
+			continue;
+		*t = known[i].bits ? *t | known[i].bits : CHOSEN;
+		return true;
+	}
+	return bad_value(p, value, "it must be error, warning, notice, "
+	    "information, debug, subscribe, unsubscribe, all or none");
+}
+
+static bool read_dir(struct parser *p, const char *dir);
+
+static bool
+set_include_dir(struct parser *p, char *value)
+{
+	if (p->included)
+		return bad_value(p, value,
+		    "an included file cannot include others");
+	return read_dir(p, value);
+}
+
+/* ---- the table ---- */
+
+#define G(field) .offset = offsetof(struct config, field)
+#define L(field) .listener = true, \
+	.offset = offsetof(struct config_listener, field)
+#define LATER "midge does not have this yet"
+
+static const struct option options[] = {
+	{ "allow_anonymous", SPECIAL, .set = set_allow_anonymous },
+	{ "allow_zero_length_clientid", BOOL, G(allow_zero_length_clientid) },
+	{ "auto_id_prefix", STRING, G(auto_id_prefix), .max = 50 },
+	{ "bind_address", SPECIAL, .set = set_bind_address },
+	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
+	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
+	{ "connection_messages", BOOL, G(connection_messages) },
+	{ "include_dir", SPECIAL, .set = set_include_dir },
+	{ "listener", SPECIAL, .set = set_listener },
+	{ "log_dest", SPECIAL, .set = set_log_dest },
+	{ "log_facility", INT, G(log.facility), .min = 0, .max = 7 },
+	{ "log_timestamp", BOOL, G(log.timestamps) },
+	{ "log_timestamp_format", STRING, G(log_timestamp_format), .max = 100 },
+	{ "log_type", SPECIAL, .set = set_log_type },
+	{ "max_connections", INT, L(max_connections), .min = -1,
+	    .max = INT_MAX },
+	{ "max_inflight_messages", INT, G(max_inflight_messages),
+	    .max = 65535 },
+	{ "max_keepalive", INT, G(max_keepalive), .max = 65535 },
+	{ "max_packet_size", INT, G(max_packet_size), .min = 20,
+	    .max = 268435461 },
+	{ "max_qos", INT, L(max_qos), .max = 2 },
+	{ "maximum_qos", INT, L(max_qos), .max = 2 },
+	{ "max_queued_bytes", INT, G(max_queued_bytes), .max = INT_MAX },
+	{ "max_queued_messages", INT, G(max_queued_messages), .max = INT_MAX },
+	{ "max_topic_alias", INT, L(max_topic_alias), .max = 65535 },
+	{ "max_topic_alias_broker", INT, L(max_topic_alias_broker),
+	    .max = 65535 },
+	{ "memory_limit", SIZE, G(memory_limit), .max = LONG_MAX },
+	{ "message_size_limit", INT, G(message_size_limit),
+	    .max = 268435455 },
+	{ "persistent_client_expiration", SPECIAL, .set = set_expiration },
+	{ "port", SPECIAL, .set = set_port },
+	{ "protocol", SPECIAL, .set = set_protocol, .listener = true },
+	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
+	{ "retain_available", BOOL, G(retain_available) },
+	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
+	{ "socket_domain", SPECIAL, .set = set_socket_domain,
+	    .listener = true },
+	{ "sys_interval", INT, G(sys_interval), .max = 65535 },
+	{ "upgrade_outgoing_qos", BOOL, G(upgrade_outgoing_qos) },
+
+	/* Options of Mosquitto that change nothing here, or nothing that
+	 * anybody relies on. */
+	{ "allow_duplicate_messages", IGNORED,
+	    .why = "overlapping subscriptions give one copy" },
+	{ "auth_plugin_deny_special_chars", IGNORED, .why = LATER },
+	{ "autosave_interval", IGNORED, .why = LATER },
+	{ "autosave_on_changes", IGNORED, .why = LATER },
+	{ "check_retain_source", IGNORED, .why = LATER },
+	{ "enable_control_api", IGNORED, .why = LATER },
+	{ "http_dir", IGNORED, .why = LATER },
+	{ "max_inflight_bytes", IGNORED, .why = LATER },
+	{ "packet_buffer_size", IGNORED, .why = "buffers grow as needed" },
+	{ "pid_file", IGNORED, .why = LATER },
+	{ "retain_expiry_interval", IGNORED, .why = LATER },
+	{ "retry_interval", IGNORED, .why = "messages are sent again when a "
+	    "client comes back, as the standard has it" },
+	{ "user", IGNORED, .why = LATER },
+	{ "websockets_headers_size", IGNORED, .why = LATER },
+	{ "websockets_log_level", IGNORED, .why = LATER },
+
+	/* Options that restrict access, change identities or promise
+	 * delivery: never silently left out. */
+	{ "accept_protocol_versions", REFUSED, .why = LATER },
+	{ "acl_file", REFUSED, .why = LATER },
+	{ "auth_plugin", REFUSED, .why = "midge has no plugins" },
+	{ "bind_interface", REFUSED, .why = LATER },
+	{ "cafile", REFUSED, .why = "midge has no TLS yet" },
+	{ "capath", REFUSED, .why = "midge has no TLS yet" },
+	{ "certfile", REFUSED, .why = "midge has no TLS yet" },
+	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
+	{ "crlfile", REFUSED, .why = "midge has no TLS yet" },
+	{ "global_max_clients", REFUSED, .why = LATER },
+	{ "global_max_connections", REFUSED, .why = LATER },
+	{ "keyfile", REFUSED, .why = "midge has no TLS yet" },
+	{ "listener_allow_anonymous", REFUSED, .why = LATER },
+	{ "mount_point", REFUSED, .why = LATER },
+	{ "password_file", REFUSED, .why = LATER },
+	{ "per_listener_settings", REFUSED, .why = LATER },
+	{ "persistence", REFUSED, .why = "midge keeps nothing on disk yet" },
+	{ "persistence_file", REFUSED,
+	    .why = "midge keeps nothing on disk yet" },
+	{ "persistence_location", REFUSED,
+	    .why = "midge keeps nothing on disk yet" },
+	{ "plugin", REFUSED, .why = "midge has no plugins" },
+	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
+	{ "require_certificate", REFUSED, .why = "midge has no TLS yet" },
+	{ "tls_version", REFUSED, .why = "midge has no TLS yet" },
+	{ "use_identity_as_username", REFUSED,
+	    .why = "midge has no TLS yet" },
+	{ "use_subject_as_username", REFUSED, .why = "midge has no TLS yet" },
+	{ "use_username_as_clientid", REFUSED, .why = LATER },
+};
+
+#define N_OPTIONS (sizeof options / sizeof *options)
+
+/* ---- applying it ---- */
+
+static bool
+set_option(struct parser *p, const struct option *o, char *value)
+{
+	char *field = (char *)(o->listener ? (void *)p->cur :
+	    (void *)p->c) + o->offset;
+	long long n;
+
+	switch (o->kind) {
+	case BOOL:
+		return get_bool(p, value, (bool *)field);
+	case INT:
+		if (!get_number(p, value, o->min, o->max, &n))
+			return false;
+		*(int *)(void *)field = (int)n;
+		return true;
+	case SIZE:
+		if (!get_number(p, value, o->min, o->max, &n))
+			return false;
+		*(size_t *)(void *)field = (size_t)n;
+		return true;
+	case STRING:
+		if (strlen(value) > (size_t)o->max)
+			return bad_value(p, value, "it is too long");
+		return set_string(p, (char **)(void *)field, value);
+	case SPECIAL:
+		return o->set(p, value);
+	case IGNORED:
+		log_warning("Warning: %s has no effect (%s), at %s:%u.",
+		    p->name, o->why, p->file, p->line);
+		return true;
+	case REFUSED:
+		log_error("Error: %s cannot be used: %s.", p->name, o->why);
+		return fault(p);
+	}
+	return false;
+}
+
+static const struct option *
+find_option(const char *name)
+{
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (!strcmp(options[i].name, name))
+			return &options[i];
+	return NULL;
+}
+
+/* Edits (insert, delete, replace, swap neighbours) from a to b. */
+static unsigned
+distance(const char *a, const char *b)
+{
+	enum { MAX = 48 };
+	unsigned d[3][MAX + 1] = { 0 };
+	size_t la = strlen(a), lb = strlen(b);
+
+	if (la > MAX || lb > MAX)
+		return MAX;
+	for (unsigned j = 0; j <= lb; j++)
+		d[0][j] = j;
+	for (unsigned i = 1; i <= la; i++) {
+		unsigned *row = d[i % 3], *up = d[(i + 2) % 3];
+		const unsigned *up2 = d[(i + 1) % 3];
+
+		row[0] = i;
+		for (unsigned j = 1; j <= lb; j++) {
+			unsigned best = up[j - 1] + (a[i - 1] != b[j - 1]);
+
+			if (up[j] + 1 < best)
+				best = up[j] + 1;
+			if (row[j - 1] + 1 < best)
+				best = row[j - 1] + 1;
+			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] &&
+			    a[i - 2] == b[j - 1] && up2[j - 2] + 1 < best)
+				best = up2[j - 2] + 1;
+			row[j] = best;
+		}
+	}
+	return d[la % 3][lb];
+}
+
+static bool
+unknown(const struct parser *p)
+{
+	const char *near = NULL;
+	unsigned best = 4, d;
+
+	for (size_t i = 0; i < N_OPTIONS; i++) {
+		d = distance(p->name, options[i].name);
+		if (d < best) {
+			best = d;
+			near = options[i].name;
+		}
+	}
+	if (near)
+		log_error("Error: Unknown configuration variable \"%s\", "
+		    "did you mean %s?", p->name, near);
+	else
+		log_error("Error: Unknown configuration variable \"%s\".",
+		    p->name);
+	return fault(p);
+}
+
+/* ---- files ---- */
+
+static char *
+trim(char *s)
+{
+	size_t n;
+
+	s += strspn(s, " \t");
+	n = strlen(s);
+	while (n > 0 && strchr(" \t\r\n", s[n - 1]))
+		s[--n] = 0;
+	return s;
+}
+
+static bool
+read_line(struct parser *p, char *line)
+{
+	const struct option *o;
+	char *name, *value;
+
+	if (line[0] == '#')
+		return true;
+	name = trim(line);
+	if (!*name)
+		return true;
+	value = name + strcspn(name, " \t");
+	if (*value)
+		*value++ = 0;
+	value = trim(value);
+	p->name = name;
+	o = find_option(name);
+	if (!o)
+		return unknown(p);
+	if (!*value)
+		return missing(p);
+	if (o->listener && p->in_default)
+		p->default_used = true;
+	return set_option(p, o, value);
+}
+
+static bool
+read_file(struct parser *p, const char *file)
+{
+	char *line = NULL;
+	size_t size = 0;
+	ssize_t n;
+	bool ok = true;
+	FILE *f = fopen(file, "re");
+	struct stat st;
+
+	p->file = file;
+	p->line = 0;
+	if (f && fstat(fileno(f), &st) == 0 && S_ISDIR(st.st_mode)) {
+		fclose(f);
+		f = NULL;
+		errno = EISDIR;
+	}
+	if (!f) {
+		log_error("Error: Unable to open config file %s: %s.", file,
+		    strerror(errno));
+		return false;
+	}
+	while (ok && (n = getline(&line, &size, f)) >= 0) {
+		p->line++;
+		if (strlen(line) != (size_t)n) {
+			log_error("Error: NUL byte in the configuration.");
+			ok = fault(p);
+		} else {
+			ok = read_line(p, line);
+		}
+	}
+	free(line);
+	fclose(f);
+	return ok;
+}
+
+static int
+conf_only(const struct dirent *e)
+{
+	size_t n = strlen(e->d_name);
+
+	return n > 5 && !strcmp(e->d_name + n - 5, ".conf");
+}
+
+/* Without regard to case, upper case first among equals: 00, 01, A, a, B. */
+static int
+by_name(const struct dirent **a, const struct dirent **b)
+{
+	int d = strcasecmp((*a)->d_name, (*b)->d_name);
+
+	return d ? d : strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static bool
+read_dir(struct parser *p, const char *dir)
+{
+	struct parser outer = *p;
+	struct dirent **e;
+	char path[PATH_MAX];
+	bool ok = true;
+	int n = scandir(dir, &e, conf_only, by_name);
+
+	if (n < 0)
+		return bad_value(p, dir, strerror(errno));
+	for (int i = 0; i < n; i++) {
+		snprintf(path, sizeof path, "%s/%s", dir, e[i]->d_name);
+		p->included = true;
+		if (ok) {
+			log_info("Loading config file %s", path);
+			ok = read_file(p, path);
+		}
+		free(e[i]);
+	}
+	free(e);
+	p->included = false;
+	p->file = outer.file;
+	p->line = outer.line;
+	return ok;
+}
+
+/* ---- the whole ---- */
+
+static void
+set_defaults(struct config *c)
+{
+	*c = (struct config){
+		.allow_zero_length_clientid = true,
+		.connection_messages = true,
+		.retain_available = true,
+		.set_tcp_nodelay = true,
+		.connect_timeout = 30,
+		.max_inflight_messages = 20,
+		.max_packet_size = 2000000,
+		.max_queued_messages = 1000,
+		.sys_interval = 10,
+		.persistent_client_expiration = -1,
+		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |
+		    LOG_T_INFO, .dests = LOG_D_STDERR, .timestamps = true,
+		    .facility = -1 },
+	};
+}
+
+/* Without a configured listener: this machine only. */
+static void
+add_local(struct config *c, const int *ports, unsigned n)
+{
+	static const char *const hosts[] = { "127.0.0.1", "::1" };
+	struct config_listener l = new_listener();
+
+	c->local_only = true;
+	if (!c->allow_anonymous_set)
+		c->allow_anonymous = true;
+	l.local = true;
+	for (unsigned i = 0; i < n; i++) {
+		for (unsigned h = 0; h < 2; h++) {
+			l.port = ports[i];
+			l.host = copy(hosts[h]);
+			add_listener(c, &l);
+		}
+	}
+}
+
+static void
+finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
+{
+	if (p->default_used) {
+		if (!p->def.port)
+			p->def.port = PORT_DEFAULT;
+		add_listener(c, &p->def);
+	} else if (c->n_listeners == 0) {
+		if (n_ports == 0)
+			ports[n_ports++] = PORT_DEFAULT;
+		add_local(c, ports, n_ports);
+	}
+	c->log.types &= ~CHOSEN;
+	c->log.dests &= ~CHOSEN;
+	if (c->verbose)
+		c->log.types = LOG_T_ALL;
+	c->log.file = c->log_file;
+	c->log.time_format = c->log_timestamp_format;
+}
+
+struct args {
+	int ports[PORTS_MAX];
+	unsigned n_ports;
+};
+
+static bool
+get_port_arg(struct args *a, const char *arg)
+{
+	char *end;
+	long n = arg ? strtol(arg, &end, 10) : 0;
+
+	if (!arg || *end || n < 1 || n > 65535) {
+		log_error("Error: -p needs a port number from 1 to 65535.");
+		return false;
+	}
+	if (a->n_ports == PORTS_MAX) {
+		log_error("Error: Only %d ports can be given with -p.",
+		    PORTS_MAX);
+		return false;
+	}
+	a->ports[a->n_ports++] = (int)n;
+	return true;
+}
+
+static bool
+is_arg(const char *arg, const char *brief, const char *full)
+{
+	return !strcmp(arg, brief) || !strcmp(arg, full);
+}
+
+static enum config_action
+read_args(struct config *c, struct args *a, int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		if (is_arg(argv[i], "-h", "--help"))
+			return CONFIG_HELP;
+		if (!strcmp(argv[i], "--version"))
+			return CONFIG_VERSION;
+		if (is_arg(argv[i], "-v", "--verbose")) {
+			c->verbose = true;
+		} else if (is_arg(argv[i], "-c", "--config-file")) {
+			c->file = argv[++i];
+			if (!c->file) {
+				log_error("Error: -c needs a file name.");
+				return CONFIG_BAD;
+			}
+		} else if (is_arg(argv[i], "-p", "--port")) {
+			if (!get_port_arg(a, argv[++i]))
+				return CONFIG_BAD;
+		} else {
+			log_error("Error: Unknown option '%s'. Try --help.",
+			    argv[i]);
+			return CONFIG_BAD;
+		}
+	}
+	return CONFIG_RUN;
+}
+
+enum config_action
+config_read(struct config *c, int argc, char **argv)
+{
+	struct parser p = { .c = c, .in_default = true };
+	struct args a = { .n_ports = 0 };
+	enum config_action act;
+
+	set_defaults(c);
+	p.def = new_listener();
+	p.cur = &p.def;
+	act = read_args(c, &a, argc, argv);
+	if (act != CONFIG_RUN)
+		return act;
+	if (c->file && !read_file(&p, c->file)) {
+		free(p.def.host);
+		return CONFIG_BAD;
+	}
+	finish(c, &p, a.ports, a.n_ports);
+	return CONFIG_RUN;
+}
+
+void
+config_free(struct config *c)
+{
+	for (unsigned i = 0; i < c->n_listeners; i++) {
+		free(c->listeners[i].host);
+		free(c->listeners[i].path);
+	}
+	free(c->listeners);
+	free(c->auto_id_prefix);
+	free(c->clientid_prefixes);
+	free(c->log_file);
+	free(c->log_timestamp_format);
+}
+
+const char *
+config_usage(void)
+{
+	return
+	    "midge version " MIDGE_VERSION " - an MQTT broker\n\n"
+	    "Usage: midge [-c FILE] [-p PORT] [-v]\n\n"
+	    "  -c, --config-file FILE  read this configuration file\n"
+	    "  -p, --port PORT         listen on this port of this machine "
+	    "(without\n"
+	    "                          listeners in a file; up to 10 times)\n"
+	    "  -v, --verbose           log everything, each packet included\n"
+	    "      --version           print the version\n"
+	    "  -h, --help              print this\n\n"
+	    "Without -c only clients on this machine can connect, at port "
+	    "1883.\n";
+}

@@ -1,0 +1,81 @@
+/* config - configuration file and command line, turned into one struct.
+ *
+ * Knows the name, range, default and message of every option (the table in
+ * config.c is the one place to extend) and nothing of what they do. Faults are
+ * logged with file and line.
+ */
+#ifndef CONFIG_H
+#define CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "log.h"
+
+#define MIDGE_VERSION "0.1.0"
+
+/* The longest identifier that is assigned: prefix and a UUID. */
+#define CONFIG_ID_MAX (50 + 36)
+
+/* Exit codes, as Mosquitto has them. */
+#define EXIT_CONFIG 3
+#define EXIT_START 1
+
+struct config_listener {
+	int port;               /* 0 with path */
+	char *host;             /* address or name; NULL: all */
+	char *path;             /* of a unix socket */
+	int domain;             /* AF_UNSPEC, AF_INET, AF_INET6 */
+	int max_connections;    /* -1: no limit */
+	int max_qos;
+	int max_topic_alias;    /* client to broker */
+	int max_topic_alias_broker;
+	bool local;             /* made by local-only mode */
+};
+
+struct config {
+	const char *file;       /* NULL: none was given */
+	bool local_only;
+	bool allow_anonymous;
+	bool allow_anonymous_set;
+	bool allow_zero_length_clientid;
+	bool connection_messages;
+	bool queue_qos0_messages;
+	bool retain_available;
+	bool set_tcp_nodelay;
+	bool upgrade_outgoing_qos;
+	bool verbose;           /* -v */
+	char *auto_id_prefix;
+	char *clientid_prefixes;
+	int connect_timeout;    /* s */
+	int max_inflight_messages;
+	int max_keepalive;      /* s */
+	int max_packet_size;    /* bytes */
+	int max_queued_messages;
+	int max_queued_bytes;
+	int message_size_limit; /* bytes of payload */
+	int sys_interval;       /* s */
+	size_t memory_limit;    /* bytes */
+	int64_t persistent_client_expiration;   /* s, -1: never */
+	struct log_config log;
+	char *log_file;
+	char *log_timestamp_format;
+	struct config_listener *listeners;
+	unsigned n_listeners;
+};
+
+/* What the command line asks for. */
+enum config_action { CONFIG_RUN, CONFIG_HELP, CONFIG_VERSION, CONFIG_BAD };
+
+/* Reads the command line and, with -c, the file. CONFIG_BAD: something was
+ * wrong and is logged. On CONFIG_RUN the listeners are complete: those of the
+ * file, or the ones of local-only mode. */
+enum config_action config_read(struct config *c, int argc, char **argv);
+
+void config_free(struct config *c);
+
+/* The usage text. */
+const char *config_usage(void);
+
+#endif

@@ -1,0 +1,89 @@
+/* conn - one connected descriptor: bytes in, bytes out.
+ *
+ * Knows nothing of packets. An idle connection owns no buffer: input is read
+ * into the loop's shared buffer and only an incomplete tail is kept here;
+ * output stands in a chain of chunks that are freed as the kernel takes them.
+ * Large payloads are not copied: a chunk may refer to a message.
+ */
+#ifndef CONN_H
+#define CONN_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "msg.h"
+
+struct conn_addr {
+	uint8_t ip[16];
+	uint16_t port;
+	uint16_t family;        /* AF_INET, AF_INET6, AF_UNIX */
+};
+
+struct chunk;
+
+struct conn {
+	int fd;
+	int hot;                /* place in the poll set, -1: not there */
+	uint8_t *in;            /* kept input: a partial packet, or packets
+	                         * left over for the next turn */
+	uint32_t in_len, in_cap;
+	uint32_t got;           /* bytes of the last read */
+	uint32_t out_len;       /* bytes in the chain */
+	struct chunk *out, *out_tail;
+	struct conn *next_todo; /* in the loop's list, while todo is set */
+	uint32_t heard;         /* the loop's tick at the last input */
+	struct conn_addr peer;
+	bool bell;              /* O_ASYNC is on */
+	bool owned;             /* F_SETOWN and F_SETSIG are done */
+	bool ready;             /* kept input waits to be handled */
+	bool more;              /* the last read took all that it could */
+	bool todo;
+};
+
+/* The loop's shared input buffer. One read takes at most this much. */
+#define CONN_BUF (128 * 1024)
+
+/* Above this many bytes of output a peer's requests are no longer read: it
+ * does not take our answers. Below CONN_LOW_WATER queued messages are
+ * encoded. The second is the lower one, so that deliveries alone never keep a
+ * client from being heard. */
+#define CONN_LOW_WATER (128 * 1024)
+#define CONN_HIGH_WATER (192 * 1024)
+
+void conn_init(struct conn *c, int fd, const struct conn_addr *peer);
+
+/* Closes the descriptor and frees all buffers. */
+void conn_fini(struct conn *c);
+
+/* Gets input. buf is the shared buffer of CONN_BUF bytes. On return *data and
+ * *n are all bytes that wait to be handled, kept ones first: a view that is
+ * valid until the next call for any connection, writable. After a 1 the caller
+ * handles what it can and hands the rest to conn_keep.
+ * 1: something new (or kept input was due); 0: nothing now; -1: the peer has
+ * closed or the connection failed (errno, 0 for an orderly close). */
+int conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n);
+
+/* Keeps the n bytes at data, the unhandled tail of what conn_read gave (0 if
+ * all is handled), for the next call. whole: the size of the packet that they begin, if known, 0
+ * if not. false: no memory. */
+bool conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole);
+
+/* Room for n bytes at the end of the output, in one piece. NULL: no memory.
+ * conn_commit tells how many of them were written. */
+uint8_t *conn_reserve(struct conn *c, size_t n);
+void conn_commit(struct conn *c, size_t n);
+
+/* Appends the payload of m by reference. false: no memory. */
+bool conn_put_payload(struct conn *c, struct msg *m);
+
+/* Writes as much output as the kernel takes. false: the connection failed. */
+bool conn_flush(struct conn *c);
+
+/* "ADDRESS:PORT" of the peer, in a buffer of CONN_NAME bytes. */
+#define CONN_NAME (INET6_ADDRSTRLEN + 8)
+const char *conn_name(const struct conn_addr *a, char out[CONN_NAME]);
+
+#endif

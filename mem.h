@@ -1,0 +1,39 @@
+/* mem - the ledger: every byte that is kept because of a peer.
+ *
+ * All memory that a peer can make the broker keep (connections, buffers,
+ * sessions, queues, subscriptions, retained messages) is taken here and given
+ * back with its size, so that the sum is known and can have a ceiling
+ * (memory_limit). An allocation fails, never the process: each caller lets
+ * the connection that asked pay for it.
+ */
+#ifndef MEM_H
+#define MEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* n bytes, not initialised. NULL: over the ceiling or the system has none. */
+void *mem_alloc(size_t n);
+
+/* The same, all zero. */
+void *mem_zalloc(size_t n);
+
+/* Grows or shrinks p from old_n to n bytes; p may be NULL with old_n 0.
+ * NULL: not done, p is still valid. */
+void *mem_resize(void *p, size_t old_n, size_t n);
+
+/* Gives back p, which was taken with n bytes. p may be NULL. */
+void mem_free(void *p, size_t n);
+
+/* Whether n more bytes are under the ceiling: asked before work that must not
+ * stop half way. */
+bool mem_fits(size_t n);
+
+/* limit in bytes, 0 = none. What is already taken stays. */
+void mem_set_limit(size_t limit);
+
+/* Bytes taken now, and the most there ever were. */
+size_t mem_used(void);
+size_t mem_peak(void);
+
+#endif

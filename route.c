@@ -1,0 +1,470 @@
+#include "route.h"
+#include "mem.h"
+#include "send.h"
+
+#include <assert.h>
+
+/* Messages that one pump moves, and nodes that it looks at for retained ones,
+ * before others get their turn. */
+#define PUMP_MAX 4096
+#define SCAN_STEPS 8192
+
+/* Members of a group that are asked for one message. */
+#define GROUP_TRIES 1000
+
+/* What one session gets of a message. */
+struct offer {
+	struct session *s;
+	struct group *group;
+	uint8_t qos;
+	bool retain;
+	uint32_t n_subids;
+	uint32_t subids[SUBIDS_MAX];
+};
+
+static struct msg *
+routed_msg(struct routed *r)
+{
+	if (!r->msg)
+		r->msg = msg_new(&r->p, r->expires_ms);
+	return r->msg;
+}
+
+/* ---- one session ---- */
+
+/* Whether c's output may grow by a message. A full one is written first: the
+ * kernel may have room. */
+static bool
+has_room(struct broker *b, struct client *c)
+{
+	uint32_t before = c->conn.out_len;
+
+	if (before < CONN_LOW_WATER)
+		return true;
+	if (c->blocked || c->failed)
+		return false;
+	if (!conn_flush(&c->conn))
+		c->failed = true;
+	b->stats.bytes_sent += before - c->conn.out_len;
+	c->blocked = c->conn.out_len > 0;
+	return c->conn.out_len < CONN_LOW_WATER && !c->failed;
+}
+
+static void
+dropped(struct broker *b, struct session *s)
+{
+	b->stats.publish_dropped++;
+	if (s->dropping)
+		return;
+	s->dropping = true;
+	log_notice("Outgoing messages are being dropped for client %s.",
+	    s->id);
+}
+
+static bool
+queue_full(const struct broker *b, const struct queued *q, uint32_t weight)
+{
+	const struct config *k = b->conf;
+
+	return (k->max_queued_messages > 0 &&
+	    q->n >= (uint32_t)k->max_queued_messages) ||
+	    (k->max_queued_bytes > 0 &&
+	    q->bytes + weight > (uint64_t)k->max_queued_bytes);
+}
+
+static void
+queue(struct broker *b, struct routed *r, const struct offer *o)
+{
+	struct delivery *d = NULL;
+
+	if (routed_msg(r) && !queue_full(b, &o->s->queued[o->qos > 0],
+	    msg_weight(r->msg)))
+		d = delivery_new(r->msg, o->group, o->qos, o->retain,
+		    o->subids, o->n_subids);
+	if (!d) {
+		dropped(b, o->s);
+		return;
+	}
+	o->s->dropping = false;
+	session_queue(o->s, d);
+}
+
+static void
+offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
+{
+	struct client *c = o->s->client;
+	struct mqtt_publish p;
+
+	if (!c && !b->conf->queue_qos0_messages)
+		return;
+	if (!c || o->s->qos0 || !has_room(b, c) ||
+	    (r->p.payload.len >= SEND_BY_REFERENCE && !routed_msg(r))) {
+		queue(b, r, o);
+		return;
+	}
+	p = r->p;
+	p.qos = 0;
+	p.retain = o->retain;
+	p.subids = o->subids;
+	p.n_subids = o->n_subids;
+	o->s->dropping = false;
+	if (!send_publish(b, c, &p, r->msg))
+		b->stats.publish_dropped++;
+}
+
+static bool send_next(struct broker *b, struct client *c);
+
+/* QoS 1 and 2 go through the queue always, and leave it at once if nothing is
+ * in the way: then the limits of the queue do not matter. */
+static void
+offer_acked(struct broker *b, struct routed *r, const struct offer *o)
+{
+	struct session *s = o->s;
+	struct client *c = s->client;
+	struct delivery *d;
+
+	if (!c || s->unsent || s->in_flight >= s->window || !has_room(b, c)) {
+		queue(b, r, o);
+		return;
+	}
+	d = routed_msg(r) ? delivery_new(r->msg, o->group, o->qos, o->retain,
+	    o->subids, o->n_subids) : NULL;
+	if (!d) {
+		dropped(b, s);
+		return;
+	}
+	s->dropping = false;
+	session_queue(s, d);
+	send_next(b, c);
+}
+
+static void
+offer(struct broker *b, struct routed *r, const struct offer *o)
+{
+	b->work++;
+	if (o->qos == 0)
+		offer_qos0(b, r, o);
+	else
+		offer_acked(b, r, o);
+}
+
+/* The QoS at which a subscription gets a message: never raised
+ * [MQTT-3.8.4-6], unless the operator wants it so. */
+static uint8_t
+granted(const struct broker *b, uint8_t published, uint8_t subscribed)
+{
+	return b->conf->upgrade_outgoing_qos || subscribed < published ?
+	    subscribed : published;
+}
+
+/* ---- all sessions ---- */
+
+static void
+add_sub(const struct broker *b, const struct routed *r, const struct sub *sub,
+    struct offer *o)
+{
+	uint8_t qos = granted(b, r->p.qos, sub->qos);
+
+	if (qos > o->qos)
+		o->qos = qos;
+	o->retain |= r->p.retain && sub->retain_as_published;
+	if (sub->id && o->n_subids < SUBIDS_MAX)
+		o->subids[o->n_subids++] = sub->id;
+}
+
+/* The subscriptions of one session, from the i-th on, give one copy at the
+ * highest QoS with all identifiers [MQTT-3.3.5-1], [MQTT5-3.3.4-4]; those with
+ * No Local are left out for the publisher [MQTT5-3.8.3-3]. The index after
+ * them. */
+static uint32_t
+to_session(struct broker *b, struct routed *r, const struct match *m,
+    uint32_t i, uint32_t *receivers)
+{
+	struct offer o;
+	bool any = false;
+
+	o.s = match_sub(m, i)->session;
+	o.group = NULL;
+	o.qos = 0;
+	o.retain = false;
+	o.n_subids = 0;
+	for (; i < m->n_subs && match_sub(m, i)->session == o.s; i++) {
+		if (match_sub(m, i)->no_local && o.s == r->from)
+			continue;
+		any = true;
+		add_sub(b, r, match_sub(m, i), &o);
+	}
+	if (any) {
+		(*receivers)++;
+		offer(b, r, &o);
+	}
+	return i;
+}
+
+/* How well a member can take a message now: 3 at once, 2 connected, 1 has a
+ * session that keeps it, 0 not at all. */
+static int
+fitness(const struct broker *b, const struct sub *sub, uint8_t published)
+{
+	const struct session *s = sub->session;
+
+	if (s->client)
+		return s->queued[0].n + s->queued[1].n == 0 ? 3 : 2;
+	return granted(b, published, sub->qos) > 0 ||
+	    b->conf->queue_qos0_messages;
+}
+
+/* The member of a group that gets the next message: in turn, and one that can
+ * take it before others. NULL: none with at least this fitness. */
+static struct sub *
+choose(const struct broker *b, struct group *g, uint8_t published,
+    const struct session *not, int least)
+{
+	struct sub *s = g->turn ? g->turn : g->members, *best = NULL;
+	int best_fit = least - 1, fit;
+
+	for (unsigned i = 0; s && i < GROUP_TRIES; i++) {
+		fit = s->session == not ? 0 : fitness(b, s, published);
+		if (fit > best_fit) {
+			best = s;
+			best_fit = fit;
+		}
+		s = s->next ? s->next : g->members;
+		if (best_fit == 3 || s == (g->turn ? g->turn : g->members))
+			break;
+	}
+	if (best)
+		g->turn = best->next;
+	return best;
+}
+
+static bool
+to_group(struct broker *b, struct routed *r, struct group *g,
+    const struct session *not, int least)
+{
+	struct sub *sub = choose(b, g, r->p.qos, not, least);
+	struct offer o;
+
+	if (!sub)
+		return false;
+	o.s = sub->session;
+	o.group = g;
+	o.qos = 0;
+	o.retain = false;
+	o.n_subids = 0;
+	add_sub(b, r, sub, &o);
+	offer(b, r, &o);
+	return true;
+}
+
+/* [MQTT-3.3.1-5], [MQTT-3.3.1-10]: keeps it for later subscribers; an empty
+ * payload removes what is kept. */
+static bool
+retain(struct broker *b, struct routed *r)
+{
+	if (r->p.payload.len == 0)
+		return topic_retain(&b->topics, r->p.topic, NULL);
+	return routed_msg(r) && topic_retain(&b->topics, r->p.topic, r->msg);
+}
+
+/* Memory for all that a message needs, so that it reaches all or none. */
+static bool
+affordable(struct routed *r, const struct match *m)
+{
+	uint32_t n = m->n_subs + m->n_groups;
+
+	if (n == 0 || (r->p.qos == 0 && r->p.payload.len < SEND_BY_REFERENCE))
+		return true;
+	return routed_msg(r) && mem_fits(n * (sizeof(struct delivery) + 32));
+}
+
+enum mqtt_reason
+route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
+{
+	const struct match *m = topic_match(&b->topics, r->p.topic);
+
+	*receivers = 0;
+	if (!m || !affordable(r, m) || (r->p.retain && !retain(b, r)))
+		return MQTT_QUOTA;
+	for (uint32_t i = 0; i < m->n_subs; )
+		i = to_session(b, r, m, i, receivers);
+	for (uint32_t i = 0; i < m->n_groups; i++)
+		*receivers += to_group(b, r, match_group(m, i), NULL, 1);
+	return MQTT_OK;
+}
+
+void
+route_msg(struct broker *b, struct msg *m, int64_t expires_ms,
+    const struct session *from)
+{
+	struct routed r = { .p = msg_publish(m, b->now_ms),
+	    .expires_ms = expires_ms, .from = from };
+	uint32_t receivers;
+
+	if (expires_ms == m->expires_ms) {
+		r.msg = msg_ref(m);
+	} else {
+		r.p.has_expiry = true;
+		r.p.expiry = (uint32_t)((expires_ms - b->now_ms) / 1000);
+	}
+	route_publish(b, &r, &receivers);
+	msg_unref(r.msg);
+}
+
+/* ---- what waits ---- */
+
+/* Sends the first unsent delivery. false: it has to wait. */
+static bool
+send_next(struct broker *b, struct client *c)
+{
+	struct session *s = c->session;
+	struct delivery *d = s->unsent;
+	struct mqtt_publish p;
+
+	if (d->state == RELEASED) {
+		session_resent(s);
+		send_ack(b, c, MQTT_PUBREL, d->id, MQTT_OK);
+		return true;
+	}
+	if (s->in_flight >= s->window)
+		return false;
+	/* One that was sent before is finished, expired or not
+	 * [MQTT5-4.3.3-7]. */
+	if (d->id == 0 && msg_expired(d->msg, b->now_ms)) {
+		session_drop(s, &b->topics, d);
+		return true;
+	}
+	p = msg_publish(d->msg, b->now_ms);
+	p.qos = d->qos;
+	p.dup = d->id != 0;             /* [MQTT-3.3.1-1] */
+	p.retain = d->retain;
+	p.subids = d->subids;
+	p.n_subids = d->n_subids;
+	if (mqtt_publish_size(&p, c->version) > c->packet_max) {
+		b->stats.publish_dropped++;
+		session_drop(s, &b->topics, d);
+		return true;
+	}
+	if (!session_sent(s, d))
+		return false;
+	p.id = d->id;
+	send_publish(b, c, &p, d->msg);
+	return true;
+}
+
+static void
+send_waiting_qos0(struct broker *b, struct client *c)
+{
+	struct session *s = c->session;
+	struct delivery *d = s->qos0;
+	struct mqtt_publish p = msg_publish(d->msg, b->now_ms);
+
+	p.qos = 0;
+	p.retain = d->retain;
+	p.subids = d->subids;
+	p.n_subids = d->n_subids;
+	if (msg_expired(d->msg, b->now_ms) || !send_publish(b, c, &p, d->msg))
+		b->stats.publish_dropped++;
+	session_drop(s, &b->topics, d);
+}
+
+/* Sends the next retained message of a scan. false: no more for now. */
+static bool
+send_retained(struct broker *b, struct session *s, uint32_t *steps)
+{
+	struct scan *scan = s->scans;
+	struct msg *m = scan_next(&b->topics, scan, steps);
+	struct routed r = { .from = NULL };
+	struct offer o;
+
+	if (!m) {
+		if (!scan->at) {
+			s->scans = scan->next;
+			scan_free(&b->topics, scan);
+		}
+		return *steps > 0;
+	}
+	if (msg_expired(m, b->now_ms))
+		return true;
+	r.p = msg_publish(m, b->now_ms);
+	r.expires_ms = m->expires_ms;
+	r.msg = msg_ref(m);
+	o.s = s;
+	o.group = NULL;
+	o.qos = 0;
+	o.n_subids = 0;
+	add_sub(b, &r, scan->sub, &o);
+	o.retain = true;                /* [MQTT-3.3.1-8] */
+	offer(b, &r, &o);
+	msg_unref(r.msg);
+	return true;
+}
+
+bool
+route_retained(struct broker *b, struct session *s, struct sub *sub,
+    struct mqtt_str filter)
+{
+	struct scan *scan, **end = &s->scans;
+
+	session_end_scans(s, &b->topics, sub);
+	if (b->topics.n_retained == 0)
+		return true;
+	scan = scan_new(&b->topics, sub, filter);
+	if (!scan)
+		return false;
+	while (*end)
+		end = &(*end)->next;
+	*end = scan;
+	return true;
+}
+
+void
+route_pump(struct broker *b, struct client *c)
+{
+	struct session *s = c->session;
+	uint32_t steps = SCAN_STEPS;
+	unsigned n = 0;
+
+	for (; s->qos0 && n < PUMP_MAX && has_room(b, c); n++)
+		send_waiting_qos0(b, c);
+	for (; s->unsent && n < PUMP_MAX && has_room(b, c); n++)
+		if (!send_next(b, c))
+			break;
+	for (; s->scans && !s->unsent && !s->qos0 && n < PUMP_MAX &&
+	    has_room(b, c); n++)
+		if (!send_retained(b, s, &steps))
+			break;
+	/* Stopped by our own bounds, not by the client's: go on next turn. */
+	if (n == PUMP_MAX || steps == 0)
+		todo(b, c);
+}
+
+/* ---- shared subscriptions whose member leaves ---- */
+
+static bool
+hand_over(struct broker *b, struct session *s, const struct delivery *d,
+    bool ended)
+{
+	struct routed r = { .p = msg_publish(d->msg, b->now_ms),
+	    .expires_ms = d->msg->expires_ms, .msg = msg_ref(d->msg) };
+	bool ok = to_group(b, &r, d->group, s, ended ? 1 : 2);
+
+	msg_unref(r.msg);
+	return ok;
+}
+
+void
+route_leave(struct broker *b, struct session *s, bool ended)
+{
+	struct delivery *d, *next;
+
+	for (d = s->first; d; d = next) {
+		next = d->next;
+		if (!d->group || !d->msg || d->state == RELEASED)
+			continue;
+		if (d->id && (!ended || d->qos == 2))
+			continue;
+		if (hand_over(b, s, d, ended))
+			session_drop(s, &b->topics, d);
+	}
+}

@@ -1,0 +1,301 @@
+#include "send.h"
+#include "mem.h"
+
+#include <string.h>
+
+/* Room for a packet of up to n bytes; NULL marks the client. */
+static uint8_t *
+start(struct broker *b, struct client *c, size_t n)
+{
+	uint8_t *p = conn_reserve(&c->conn, n);
+
+	todo(b, c);
+	if (!p)
+		c->failed = true;
+	return p;
+}
+
+static void
+finish(struct broker *b, struct client *c, const uint8_t *begin,
+    const uint8_t *end)
+{
+	conn_commit(&c->conn, (size_t)(end - begin));
+	b->stats.messages_sent++;
+}
+
+/* ---- PUBLISH ---- */
+
+/* Puts an alias in place of the topic, or beside it where it is used for the
+ * first time; only the first topics of a connection get one. */
+static void
+use_alias(struct aliases *a, struct mqtt_publish *p)
+{
+	uint8_t *copy;
+
+	for (uint16_t i = 0; i < a->n; i++) {
+		if (!mqtt_str_eq(a->topic[i], p->topic))
+			continue;
+		p->alias = (uint16_t)(i + 1);
+		p->topic.len = 0;
+		return;
+	}
+	if (a->n == a->max || !(copy = mem_alloc(p->topic.len)))
+		return;
+	memcpy(copy, p->topic.p, p->topic.len);
+	a->topic[a->n] = (struct mqtt_str){ copy, p->topic.len };
+	p->alias = ++a->n;
+}
+
+static void
+log_publish(const struct client *c, const struct mqtt_publish *p)
+{
+	log_debug("Sending PUBLISH to %s (d%d, q%d, r%d, m%d, '%.*s', ... "
+	    "(%u bytes))", client_id(c), p->dup, p->qos, p->retain, p->id,
+	    (int)p->topic.len, (const char *)p->topic.p, p->payload.len);
+}
+
+bool
+send_publish(struct broker *b, struct client *c, struct mqtt_publish *p,
+    struct msg *m)
+{
+	uint32_t size = mqtt_publish_size(p, c->version);
+	bool copied = p->payload.len < SEND_BY_REFERENCE;
+	uint8_t *begin, *end;
+
+	if (size > c->packet_max)
+		return false;
+	log_publish(c, p);
+	/* An alias beside a topic adds three bytes: not at the limit. */
+	if (c->to_client && size + 4 <= c->packet_max) {
+		use_alias(c->to_client, p);
+		size = mqtt_publish_size(p, c->version);
+	}
+	begin = start(b, c, copied ? size : size - p->payload.len);
+	if (!begin)
+		return true;
+	end = mqtt_put_publish_head(begin, p, c->version);
+	if (copied && p->payload.len) {
+		memcpy(end, p->payload.p, p->payload.len);
+		end += p->payload.len;
+	}
+	finish(b, c, begin, end);
+	if (!copied && !conn_put_payload(&c->conn, m))
+		c->failed = true;
+	b->stats.publish_sent++;
+	b->stats.publish_bytes_sent += p->payload.len;
+	return true;
+}
+
+/* ---- acknowledgements ---- */
+
+void
+send_ack(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
+    enum mqtt_reason reason)
+{
+	uint8_t *begin = start(b, c, MQTT_ACK_MAX);
+
+	if (!begin)
+		return;
+	if (t == MQTT_PUBACK || t == MQTT_PUBREC)
+		log_debug("Sending %s to %s (m%d, rc%d)", mqtt_type_name(t),
+		    client_id(c), id, reason);
+	else
+		log_debug("Sending %s to %s (m%d)", mqtt_type_name(t),
+		    client_id(c), id);
+	finish(b, c, begin, mqtt_put_ack(begin, t, c->version, id, reason));
+}
+
+bool
+send_suback(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
+    const uint8_t *codes, uint32_t n)
+{
+	bool v5 = c->version == MQTT_5;
+	/* Before 5.0 UNSUBACK has no codes. */
+	uint32_t n_codes = v5 || t == MQTT_SUBACK ? n : 0;
+	uint32_t len = 2 + v5 + n_codes;
+	uint8_t *begin, *p;
+
+	if (1 + mqtt_varint_size(len) + len > c->packet_max)
+		return false;
+	begin = p = start(b, c, 5 + len);
+	if (!p)
+		return true;
+	log_debug("Sending %s to %s", mqtt_type_name(t), client_id(c));
+	*p++ = (uint8_t)(t << 4);
+	p = mqtt_put_varint(p, len);
+	p = mqtt_put_u16(p, id);
+	if (v5)
+		*p++ = 0;
+	memcpy(p, codes, n_codes);
+	finish(b, c, begin, p + n_codes);
+	return true;
+}
+
+void
+send_pingresp(struct broker *b, struct client *c)
+{
+	uint8_t *begin = start(b, c, 2);
+
+	if (!begin)
+		return;
+	log_debug("Sending PINGRESP to %s", client_id(c));
+	begin[0] = MQTT_PINGRESP << 4;
+	begin[1] = 0;
+	finish(b, c, begin, begin + 2);
+}
+
+/* ---- CONNACK and DISCONNECT ---- */
+
+static uint8_t *
+prop_u16(uint8_t *p, enum mqtt_prop id, int v)
+{
+	*p++ = (uint8_t)id;
+	return mqtt_put_u16(p, (uint16_t)v);
+}
+
+static uint8_t *
+prop_u32(uint8_t *p, enum mqtt_prop id, uint32_t v)
+{
+	*p++ = (uint8_t)id;
+	return mqtt_put_u32(p, v);
+}
+
+static uint8_t *
+prop_u8(uint8_t *p, enum mqtt_prop id, int v)
+{
+	*p++ = (uint8_t)id;
+	*p++ = (uint8_t)v;
+	return p;
+}
+
+static uint8_t *
+prop_text(uint8_t *p, enum mqtt_prop id, const char *text)
+{
+	struct mqtt_str s = { (const uint8_t *)text, (uint32_t)strlen(text) };
+
+	*p++ = (uint8_t)id;
+	return mqtt_put_str(p, s);
+}
+
+/* In Mosquitto's order, what differs from the standard's defaults. */
+static uint8_t *
+connack_props(uint8_t *p, const struct broker *b, const struct client *c,
+    const struct connack *k)
+{
+	const struct config_listener *l = c->listener->conf;
+
+	if (l->max_topic_alias > 0)
+		p = prop_u16(p, MQTT_P_ALIAS_MAX, l->max_topic_alias);
+	if (k->assigned_id)
+		p = prop_text(p, MQTT_P_ASSIGNED_CLIENT_ID, k->assigned_id);
+	if (k->tell_keepalive)
+		p = prop_u16(p, MQTT_P_SERVER_KEEP_ALIVE, c->keepalive);
+	if (k->tell_expiry)
+		p = prop_u32(p, MQTT_P_SESSION_EXPIRY, c->session->expiry);
+	if (!b->conf->retain_available)
+		p = prop_u8(p, MQTT_P_RETAIN_AVAILABLE, 0);
+	p = prop_u32(p, MQTT_P_PACKET_MAX, (uint32_t)b->conf->max_packet_size);
+	if (b->conf->max_inflight_messages > 0)
+		p = prop_u16(p, MQTT_P_RECEIVE_MAX,
+		    b->conf->max_inflight_messages);
+	if (l->max_qos < 2)
+		p = prop_u8(p, MQTT_P_MAX_QOS, l->max_qos);
+	return p;
+}
+
+static void
+put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
+    const uint8_t *props, uint32_t n)
+{
+	bool v5 = c->version == MQTT_5;
+	uint32_t len = 2 + (v5 ? mqtt_varint_size(n) + n : 0);
+	uint8_t *begin, *p;
+
+	/* [MQTT5-3.1.2-24] */
+	if (1 + mqtt_varint_size(len) + len > c->packet_max) {
+		c->failed = true;
+		return;
+	}
+	begin = p = start(b, c, 5 + len);
+	if (!p)
+		return;
+	*p++ = MQTT_CONNACK << 4;
+	p = mqtt_put_varint(p, len);
+	/* Before 3.1.1 the first byte was reserved. */
+	*p++ = present && c->version != MQTT_31;
+	*p++ = code;
+	if (v5) {
+		p = mqtt_put_varint(p, n);
+		memcpy(p, props, n);
+		p += n;
+	}
+	finish(b, c, begin, p);
+}
+
+void
+send_connack(struct broker *b, struct client *c, const struct connack *k)
+{
+	uint8_t props[64 + CONFIG_ID_MAX], *end = props;
+
+	log_debug("Sending CONNACK to %s (%d, 0)", client_id(c),
+	    k->session_present);
+	if (c->version == MQTT_5)
+		end = connack_props(props, b, c, k);
+	put_connack(b, c, k->session_present, 0, props,
+	    (uint32_t)(end - props));
+}
+
+/* A Reason String helps where the code alone does not tell what was wrong. */
+static bool
+worth_saying(enum mqtt_reason r, const char *why)
+{
+	return why && (r == MQTT_MALFORMED || r == MQTT_PROTOCOL_ERROR ||
+	    r == MQTT_BAD_FILTER || r == MQTT_BAD_TOPIC ||
+	    r == MQTT_BAD_CLIENT_ID || r == MQTT_BAD_ALIAS);
+}
+
+#define WHY_MAX 100
+
+void
+send_refusal(struct broker *b, struct client *c, enum mqtt_reason reason,
+    const char *why)
+{
+	uint8_t props[WHY_MAX + 3], *end = props;
+	uint8_t code = c->version == MQTT_5 ? (uint8_t)reason :
+	    mqtt_connack_code(reason);
+	char name[CONN_NAME];
+
+	if (!code)
+		return;
+	if (c->version == MQTT_5 && worth_saying(reason, why) &&
+	    strlen(why) <= WHY_MAX && strlen(why) + 10 <= c->packet_max)
+		end = prop_text(props, MQTT_P_REASON_STRING, why);
+	log_debug("Sending CONNACK to %s (0, %d)",
+	    conn_name(&c->conn.peer, name), code);
+	put_connack(b, c, false, code, props, (uint32_t)(end - props));
+}
+
+void
+send_disconnect(struct broker *b, struct client *c, enum mqtt_reason reason,
+    const char *why)
+{
+	uint8_t *begin, *p;
+	uint32_t n = worth_saying(reason, why) ? (uint32_t)strlen(why) : 0;
+
+	if (c->version != MQTT_5)
+		return;
+	if (n > WHY_MAX || n + 7 > c->packet_max)
+		n = 0;
+	begin = p = start(b, c, 7 + n);
+	if (!p)
+		return;
+	log_debug("Sending DISCONNECT to %s (rc%d)", client_id(c), reason);
+	*p++ = MQTT_DISCONNECT << 4;
+	*p++ = (uint8_t)(n ? n + 5 : 1);
+	*p++ = (uint8_t)reason;
+	if (n) {
+		*p++ = (uint8_t)(n + 3);
+		p = prop_text(p, MQTT_P_REASON_STRING, why);
+	}
+	finish(b, c, begin, p);
+}

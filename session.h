@@ -1,0 +1,166 @@
+/* session - what outlives a connection: subscriptions, messages on their way
+ * to the client, received QoS 2 identifiers, the will, the expiry.
+ *
+ * Bookkeeping only: nothing here encodes a packet or knows a socket.
+ *
+ * Messages of QoS 1 and 2 stand in one list, in the order in which they are
+ * due. Those before `unsent` are in flight on this connection, the others
+ * wait; some of these may have been sent on an earlier connection (they have
+ * an id). A delivery goes
+ *
+ *   WAITING  --session_sent-->  SENT      PUBLISH is out, no answer yet
+ *   SENT     --PUBACK, PUBCOMP--> gone
+ *   SENT     --PUBREC-->  RELEASED        PUBREL is out; the message is gone
+ *
+ * and when the connection is lost session_rewind puts `unsent` back to the
+ * first. Messages of QoS 0 that find no room in the output wait apart, so
+ * that a full window does not hold them up.
+ */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "hash.h"
+#include "mqtt.h"
+#include "msg.h"
+#include "timer.h"
+#include "topic.h"
+
+enum delivery_state { WAITING, SENT, RELEASED };
+
+struct delivery {
+	struct delivery *next, *prev;
+	struct msg *msg;        /* NULL once it is RELEASED */
+	struct group *group;    /* it came by a shared subscription */
+	uint32_t weight;        /* bytes, against max_queued_bytes */
+	uint16_t id;            /* packet identifier, 0 not yet sent */
+	uint8_t qos;            /* as granted */
+	uint8_t state;          /* enum delivery_state */
+	bool retain;            /* as it is to be sent */
+	uint8_t n_subids;
+	uint32_t subids[];      /* Subscription Identifiers */
+};
+
+/* The most identifiers that go with one message; more matching subscriptions
+ * of one client than this are not all named. */
+#define SUBIDS_MAX 64
+
+struct will {
+	struct msg *msg;        /* QoS and retain inside; expiry see below */
+	uint32_t delay;         /* s */
+	uint32_t expiry;        /* s, starts with its publication */
+	bool has_expiry;
+};
+
+#define SESSION_FOREVER UINT32_MAX      /* as expiry */
+
+struct client;
+
+struct session {
+	struct hash_link link;
+	struct client *client;          /* NULL: not connected */
+	struct sub *subs;
+	struct scan *scans;             /* retained messages still to come */
+	struct delivery *first, *last, *unsent; /* QoS 1 and 2 */
+	struct delivery *qos0, *qos0_last;
+	struct delivery **ring;         /* those with an id, by id & mask */
+	uint16_t *received;             /* QoS 2 ids not released, sorted */
+	struct will *will;
+	struct timer timer;             /* the nearer of the two below */
+	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
+	int64_t expires_ms;             /* while not connected */
+	struct queued {
+		uint64_t bytes;
+		uint32_t n;
+	} queued[2];                    /* what waits and was never sent: of
+	                                 * QoS 0, of QoS 1 and 2. Apart, so
+	                                 * that the first costs no place for
+	                                 * the second */
+	uint32_t expiry;                /* s after the connection's end */
+	uint32_t ring_size;             /* a power of two, or 0 */
+	uint32_t n_ids;                 /* deliveries with an id */
+	uint16_t window;                /* unacknowledged messages allowed */
+	uint16_t in_flight;             /* sent on this connection */
+	uint16_t last_id;
+	uint16_t n_received, received_cap;
+	uint16_t id_len;
+	bool dropping;                  /* an episode of drops was logged */
+	uint8_t id[];                   /* client identifier, NUL behind it */
+};
+
+struct sessions {
+	struct hash by_id;
+	struct topics *topics;
+	struct timers *timers;
+	uint32_t timer_kind;
+	uint32_t n_connected;
+	uint32_t maximum;               /* the most there ever were */
+	uint64_t expired;               /* counted for $SYS */
+};
+
+static inline struct mqtt_str
+session_id(const struct session *s)
+{
+	return (struct mqtt_str){ s->id, s->id_len };
+}
+
+/* NULL: there is none. */
+struct session *session_find(const struct sessions *ss, struct mqtt_str id);
+
+/* A fresh one; the id is not in use. NULL: no memory. */
+struct session *session_new(struct sessions *ss, struct mqtt_str id);
+
+/* Ends it with all that it has; it must not be connected. Messages that it
+ * got by shared subscriptions must have been given to others before. */
+void session_free(struct sessions *ss, struct session *s);
+
+void session_free_will(struct session *s);
+
+/* A new delivery of m (a reference is taken) with group and identifiers.
+ * NULL: no memory. It belongs to nobody yet. */
+struct delivery *delivery_new(struct msg *m, struct group *g, uint8_t qos,
+    bool retain, const uint32_t *subids, uint32_t n_subids);
+void delivery_free(struct topics *t, struct delivery *d);
+
+/* Appends a delivery to what waits. */
+void session_queue(struct session *s, struct delivery *d);
+
+/* Takes out and frees any delivery. */
+void session_drop(struct session *s, struct topics *t, struct delivery *d);
+
+/* Gives d, the first unsent one, an id if it has none, and counts it as in
+ * flight. false: no id or no memory, nothing changed. */
+bool session_sent(struct session *s, struct delivery *d);
+
+/* d, the first unsent one, is RELEASED already: only its PUBREL goes out. */
+void session_resent(struct session *s);
+
+/* The delivery in flight with this id, NULL if none. */
+struct delivery *session_in_flight(const struct session *s, uint16_t id);
+
+/* PUBREC came: the message is no longer needed. */
+void delivery_release(struct delivery *d);
+
+/* PUBACK, PUBCOMP or a refusal came: frees d and makes room in the window. */
+void session_done(struct session *s, struct topics *t, struct delivery *d);
+
+/* The connection is gone: all that is unacknowledged is due again, in its
+ * order; QoS 0 is dropped unless it is to be kept. */
+void session_rewind(struct session *s, struct topics *t, bool keep_qos0);
+
+/* Received QoS 2 identifiers. put false: no memory. take: whether it was
+ * there. */
+bool session_received(const struct session *s, uint16_t id);
+bool session_put_received(struct session *s, uint16_t id);
+bool session_take_received(struct session *s, uint16_t id);
+
+/* Ends all walks over retained messages for this subscription (NULL: all). */
+void session_end_scans(struct session *s, struct topics *t,
+    const struct sub *sub);
+
+/* Sets the timer to the nearer of will and expiry. */
+void session_set_timer(struct sessions *ss, struct session *s);
+
+#endif

@@ -1,0 +1,114 @@
+/* state - all state of a running broker, data only.
+ *
+ * Created in main, passed first to whoever needs it; there is no other.
+ */
+#ifndef STATE_H
+#define STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "conn.h"
+#include "session.h"
+#include "timer.h"
+#include "topic.h"
+#include "watch.h"
+
+enum timer_kind {
+	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
+};
+
+struct listener {
+	const struct config_listener *conf;
+	int fd;
+	uint32_t *n_connections;        /* shared by the sockets of one conf */
+	bool pending;                   /* somebody wants to connect */
+};
+
+/* Topic aliases of one direction of one connection: topic i has alias i + 1.
+ * The topics are copies. */
+struct aliases {
+	uint16_t max, n;                /* n: in use, outgoing only */
+	struct mqtt_str topic[];
+};
+
+enum client_state {
+	CLIENT_NEW,     /* accepted, waits for CONNECT */
+	CLIENT_UP,      /* CONNACK 0 was sent */
+	CLIENT_CLOSING, /* only what stands in the output still goes out */
+	CLIENT_LINGER,  /* all is sent; what the peer still sends is dropped, so
+	                 * that no reset overtakes our last packet */
+	CLIENT_DEAD,    /* freed at the end of the turn */
+};
+
+/* One MQTT connection. */
+struct client {
+	struct conn conn;               /* first: the loop knows only this */
+	struct timer timer;             /* CONNECT, keep alive, lingering */
+	struct session *session;        /* while CLIENT_UP */
+	struct listener *listener;
+	struct aliases *from_client, *to_client;
+	int64_t last_in_ms;             /* a whole packet */
+	uint32_t packet_max;            /* the client's Maximum Packet Size */
+	uint16_t keepalive;             /* s, as in force */
+	uint8_t state;                  /* enum client_state */
+	uint8_t version;                /* enum mqtt_version; 0: not known */
+	bool bridge;
+	bool clean;
+	bool blocked;                   /* the kernel took only a part */
+	bool failed;                    /* out of memory, or a write failed */
+	bool zero_expiry;               /* CONNECT said expiry 0 */
+};
+
+/* Counted for $SYS; each only grows. */
+struct stats {
+	uint64_t messages_received, messages_sent;      /* all packets */
+	uint64_t publish_received, publish_sent, publish_dropped;
+	uint64_t publish_bytes_received, publish_bytes_sent;    /* payload */
+	uint64_t bytes_received, bytes_sent;
+	uint64_t sockets, connections;
+};
+
+struct sys;
+
+struct broker {
+	const struct config *conf;
+	struct watch watch;
+	struct timers timers;
+	struct topics topics;
+	struct sessions sessions;
+	struct listener *listeners;
+	unsigned n_listeners;
+	uint32_t *counts;               /* connections per configured listener */
+	struct conn *todo;              /* to be settled at the turn's end; what
+	                                 * is on it then is due at once */
+	struct stats stats;
+	struct sys *sys;
+	struct timer accept_timer;      /* set while descriptors ran out */
+	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
+	int64_t now_ms;                 /* of this turn */
+	uint32_t work;                  /* deliveries made in this turn */
+	uint32_t n_clients;
+	bool stop;
+};
+
+/* Has c settled at the end of the turn: output written, queue looked at,
+ * closed if it is to be closed. */
+static inline void
+todo(struct broker *b, struct client *c)
+{
+	if (c->conn.todo)
+		return;
+	c->conn.todo = true;
+	c->conn.next_todo = b->todo;
+	b->todo = &c->conn;
+}
+
+static inline const char *
+client_id(const struct client *c)
+{
+	return c->session ? (const char *)c->session->id : "<unknown>";
+}
+
+#endif

@@ -1,0 +1,203 @@
+#include "sys.h"
+#include "mem.h"
+#include "route.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { N_LOADS = 9, N_SPANS = 3 };
+
+/* Log lines kept for publication in one turn; more are dropped. */
+#define LINES_MAX 64
+
+struct sys {
+	struct timer timer;
+	int64_t start_ms, last_ms;
+	uint64_t count[N_LOADS];        /* at the last interval */
+	double load[N_LOADS][N_SPANS];
+	struct msg *line[LINES_MAX];
+	unsigned n_lines;
+};
+
+static void
+publish(struct broker *b, const char *name, const char *value, bool retained)
+{
+	char topic[128];
+	struct routed r = { .expires_ms = MSG_NEVER };
+	struct msg *old;
+	uint32_t receivers;
+	int n = snprintf(topic, sizeof topic, "$SYS/broker/%s", name);
+
+	r.p = (struct mqtt_publish){ .qos = 2, .retain = retained,
+	    .topic = { (uint8_t *)topic, (uint32_t)n },
+	    .payload = { (const uint8_t *)value, (uint32_t)strlen(value) } };
+	old = retained ? topic_retained(&b->topics, r.p.topic) : NULL;
+	if (old && mqtt_str_eq(msg_publish(old, b->now_ms).payload,
+	    r.p.payload))
+		return;
+	route_publish(b, &r, &receivers);
+	msg_unref(r.msg);
+}
+
+static void
+number(struct broker *b, const char *name, uint64_t v)
+{
+	char text[24];
+
+	snprintf(text, sizeof text, "%llu", (unsigned long long)v);
+	publish(b, name, text, true);
+}
+
+static void
+clients(struct broker *b)
+{
+	uint32_t total = b->sessions.by_id.n, up = b->sessions.n_connected;
+
+	number(b, "clients/total", total);
+	number(b, "clients/connected", up);
+	number(b, "clients/active", up);
+	number(b, "clients/disconnected", total - up);
+	number(b, "clients/inactive", total - up);
+	number(b, "clients/expired", b->sessions.expired);
+	number(b, "clients/maximum", b->sessions.maximum);
+}
+
+static void
+counters(struct broker *b)
+{
+	const struct stats *s = &b->stats;
+
+	number(b, "messages/received", s->messages_received);
+	number(b, "messages/sent", s->messages_sent);
+	number(b, "messages/stored", msg_count());
+	number(b, "store/messages/count", msg_count());
+	number(b, "store/messages/bytes", msg_bytes());
+	number(b, "retained messages/count", b->topics.n_retained);
+	number(b, "subscriptions/count", b->topics.n_subs);
+	number(b, "shared_subscriptions/count", b->topics.n_shared);
+	number(b, "publish/messages/received", s->publish_received);
+	number(b, "publish/messages/sent", s->publish_sent);
+	number(b, "publish/messages/dropped", s->publish_dropped);
+	number(b, "publish/bytes/received", s->publish_bytes_received);
+	number(b, "publish/bytes/sent", s->publish_bytes_sent);
+	number(b, "bytes/received", s->bytes_received);
+	number(b, "bytes/sent", s->bytes_sent);
+	number(b, "heap/current", mem_used());
+	number(b, "heap/maximum", mem_peak());
+}
+
+/* Moving averages per minute over 1, 5 and 15 minutes. */
+static void
+loads(struct broker *b)
+{
+	static const char *const names[N_LOADS] = {
+		"messages/received", "messages/sent", "publish/received",
+		"publish/sent", "publish/dropped", "bytes/received",
+		"bytes/sent", "sockets", "connections",
+	};
+	static const int minutes[N_SPANS] = { 1, 5, 15 };
+	const struct stats *st = &b->stats;
+	const uint64_t now[N_LOADS] = {
+		st->messages_received, st->messages_sent, st->publish_received,
+		st->publish_sent, st->publish_dropped, st->bytes_received,
+		st->bytes_sent, st->sockets, st->connections,
+	};
+	struct sys *s = b->sys;
+	double dt = (double)(b->now_ms - s->last_ms) / 1000;
+	char name[64], text[32];
+
+	s->last_ms = b->now_ms;
+	for (int i = 0; i < N_LOADS; i++) {
+		double x = dt > 0 ? (double)(now[i] - s->count[i]) * 60 / dt :
+		    0;
+
+		s->count[i] = now[i];
+		for (int k = 0; k < N_SPANS; k++) {
+			double *v = &s->load[i][k];
+
+			*v = x + exp(-dt / (60.0 * minutes[k])) * (*v - x);
+			snprintf(name, sizeof name, "load/%s/%dmin", names[i],
+			    minutes[k]);
+			snprintf(text, sizeof text, "%.2f", *v);
+			publish(b, name, text, true);
+		}
+	}
+}
+
+void
+sys_timer(struct broker *b)
+{
+	char text[40];
+
+	snprintf(text, sizeof text, "%lld seconds",
+	    (long long)(b->now_ms - b->sys->start_ms) / 1000);
+	publish(b, "uptime", text, true);
+	loads(b);
+	counters(b);
+	clients(b);
+	timer_set(&b->timers, &b->sys->timer,
+	    b->now_ms + b->conf->sys_interval * 1000);
+}
+
+void
+sys_log(void *arg, enum log_type type, const char *text)
+{
+	struct broker *b = arg;
+	const char *name = type == LOG_T_ERROR ? "E" :
+	    type == LOG_T_WARNING ? "W" : type == LOG_T_NOTICE ? "N" :
+	    type == LOG_T_INFO ? "I" :
+	    type == LOG_T_SUBSCRIBE ? "M/subscribe" : "M/unsubscribe";
+	struct mqtt_publish p = { .topic = { (const uint8_t *)name,
+	    (uint32_t)strlen(name) }, .payload = { (const uint8_t *)text,
+	    (uint32_t)strlen(text) } };
+	struct msg *m;
+
+	if (b->sys->n_lines == LINES_MAX || !(m = msg_new(&p, MSG_NEVER)))
+		return;
+	b->sys->line[b->sys->n_lines++] = m;
+}
+
+void
+sys_publish_log(struct broker *b)
+{
+	struct sys *s = b->sys;
+	char name[32], text[2100];
+
+	for (unsigned i = 0; i < s->n_lines; i++) {
+		struct mqtt_publish p = msg_publish(s->line[i], b->now_ms);
+
+		snprintf(name, sizeof name, "log/%.*s", (int)p.topic.len,
+		    (const char *)p.topic.p);
+		snprintf(text, sizeof text, "%.*s", (int)p.payload.len,
+		    (const char *)p.payload.p);
+		publish(b, name, text, false);
+		msg_unref(s->line[i]);
+	}
+	s->n_lines = 0;
+}
+
+bool
+sys_init(struct broker *b)
+{
+	struct sys *s = mem_zalloc(sizeof *s);
+
+	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS))
+		return false;
+	s->start_ms = s->last_ms = b->now_ms;
+	b->sys = s;
+	if (b->conf->sys_interval == 0)
+		return true;
+	publish(b, "version", "midge version " MIDGE_VERSION, true);
+	sys_timer(b);
+	return true;
+}
+
+void
+sys_fini(struct broker *b)
+{
+	for (unsigned i = 0; i < b->sys->n_lines; i++)
+		msg_unref(b->sys->line[i]);
+	timer_fini(&b->timers, &b->sys->timer);
+	mem_free(b->sys, sizeof *b->sys);
+}
