@@ -44,7 +44,7 @@ struct conn {
 };
 
 /* The loop's shared input buffer. One read takes at most this much. */
-#define CONN_BUF (128 * 1024)
+#define CONN_BUF (256 * 1024)
 
 /* Above this many bytes of output a peer's requests are no longer read: it
  * does not take our answers. Below CONN_LOW_WATER queued messages are
