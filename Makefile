@@ -1,25 +1,101 @@
-# midge: see README.md. Everything is built in build/.
+# midge: see README.md. Everything is built in build/; missing Debian packages
+# are installed by test/need.sh, which says so.
 
-CC ?= cc
-B := build
-WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
+CC = cc
+B = build
+CFLAGS = -O2 -g
+WARN = -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wwrite-strings -Wvla
-HARD := -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE
-CFLAGS ?= -O2 -g
-ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARD) $(CFLAGS) $(MORE_CFLAGS)
-ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS) $(MORE_CFLAGS)
-SRC := $(sort $(wildcard *.c))
-OBJ := $(SRC:%.c=$(B)/%.o)
+HARD = -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARD) $(CFLAGS)
+ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS)
+prefix = /usr/local
 
-.PHONY: all run test bench asan fuzz install check clean tools-build tools-test tools-bench
+SRC := $(sort $(wildcard *.c))
+OBJ = $(SRC:%.c=$(B)/%.o)
+MODULES = $(filter-out $(B)/broker.o,$(OBJ))
+UNITS := $(patsubst test/%.c,%,$(sort $(wildcard test/test_*.c)))
+FUZZERS := $(patsubst test/%.c,%,$(sort $(wildcard test/fuzz_*.c)))
+PYTEST = /usr/bin/python3 -m pytest -q -n 4 -p no:cacheprovider
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined
+T = 20
 
 all: $(B)/midge
 
 $(B)/midge: $(OBJ)
-	$(CC) $(ALL_LDFLAGS) -o $@ $(OBJ) -lm
+	$(CC) $(CFLAGS) $(ALL_LDFLAGS) -o $@ $(OBJ) -lm
 
-$(B)/%.o: %.c Makefile | tools-build
+$(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
+$(B)/test_%: test/test_%.c test/check.h $(MODULES)
+	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) -lm
+
+$(B)/load: test/load.c | compiler
+	@mkdir -p $(B)
+	$(CC) -std=c11 -D_GNU_SOURCE -O2 $(WARN) -Wno-conversion -o $@ $<
+
 -include $(OBJ:.o=.d)
+
+compiler:
+	@command -v $(CC) >/dev/null && [ -e /usr/include/stdio.h ] || \
+		test/need.sh "the build" gcc libc6-dev
+
+# A broker for this machine at port 1883 that shows all exchanges.
+run: $(B)/midge
+	@echo 'Try, in two more terminals (package mosquitto-clients):'
+	@echo "  mosquitto_sub -t 'hello/#' -v"
+	@echo "  mosquitto_pub -t hello/world -m 'it works'"
+	@echo 'Ctrl-C stops the broker.'
+	@$(B)/midge -v
+
+# All tests: C units, the broker over sockets, real clients, the layers.
+test: tools-test $(B)/midge $(UNITS:%=$(B)/%) check
+	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
+	/usr/bin/python3 test/coverage_ids.py
+
+tools-test:
+	@test/need.sh "the test" python3 python3-pytest python3-pytest-xdist \
+		python3-paho-mqtt mosquitto-clients nodejs npm
+	@[ -d build/node_modules/mqtt ] || npm install --silent --no-audit \
+		--no-fund --prefix build mqtt@5
+
+# The same under AddressSanitizer and UBSan.
+asan:
+	$(MAKE) test B=build/asan CFLAGS="-O1 -g $(SANITIZE)" HARD=
+
+# Speed and memory beside Mosquitto's, if that is installed.
+bench: $(B)/midge $(B)/load
+	@test/need.sh "the bench" python3
+	/usr/bin/python3 test/bench.py $(BENCH)
+
+# Each fuzzer for T seconds.
+fuzz: $(FUZZERS:%=build/fuzz/%)
+	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
+		echo "$$f for $(T) s"; build/fuzz/$$f -max_total_time=$(T) \
+		-print_final_stats=0 -verbosity=0 -timeout=10 \
+		-artifact_prefix=build/fuzz/ build/fuzz/$$f.corpus || exit 1; \
+	done
+
+build/fuzz/fuzz_%: test/fuzz_%.c $(SRC) $(wildcard *.h) | tools-fuzz
+	@mkdir -p build/fuzz
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -fsanitize=fuzzer $(SANITIZE) \
+		-o $@ $< $(filter-out broker.c,$(SRC)) -lm
+
+tools-fuzz:
+	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
+	@test/need.sh "the fuzzer" libclang-rt-dev
+
+# A module includes only modules below it; see test/layers.sh.
+check:
+	@test/layers.sh
+
+install: $(B)/midge
+	install -D -m 755 -s $(B)/midge $(DESTDIR)$(prefix)/sbin/midge
+
+clean:
+	rm -rf build
+
+.PHONY: all compiler run test tools-test asan bench fuzz tools-fuzz check \
+	install clean

@@ -1157,8 +1157,8 @@ more_to_send(const struct client *c)
 {
 	const struct session *s = c->session;
 
-	return c->conn.out_len < CONN_LOW_WATER && (s->qos0 || s->scans ||
-	    (s->unsent && s->in_flight < s->window));
+	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||
+	    s->scans || (session_unsent(s) && session_window_open(s)));
 }
 
 void

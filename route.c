@@ -62,31 +62,45 @@ dropped(struct broker *b, struct session *s)
 }
 
 static bool
-queue_full(const struct broker *b, const struct queued *q, uint32_t weight)
+queue_full(const struct broker *b, const struct offer *o, uint32_t weight)
 {
 	const struct config *k = b->conf;
+	const struct outbox *out = o->s->out;
+	const struct line *l;
 
+	if (!out)
+		return false;
+	l = o->qos == 0 ? &out->qos0 : &out->acked;
 	return (k->max_queued_messages > 0 &&
-	    q->n >= (uint32_t)k->max_queued_messages) ||
+	    l->n >= (uint32_t)k->max_queued_messages) ||
 	    (k->max_queued_bytes > 0 &&
-	    q->bytes + weight > (uint64_t)k->max_queued_bytes);
+	    l->bytes + weight > (uint64_t)k->max_queued_bytes);
+}
+
+/* A new delivery at the end of its session's queue. */
+static bool
+append(struct broker *b, struct routed *r, const struct offer *o)
+{
+	struct delivery *d = routed_msg(r) ? delivery_new(r->msg, o->group,
+	    o->qos, o->retain, o->subids, o->n_subids) : NULL;
+
+	if (d && session_queue(o->s, d)) {
+		o->s->dropping = false;
+		return true;
+	}
+	if (d)
+		delivery_free(&b->topics, d);
+	dropped(b, o->s);
+	return false;
 }
 
 static void
 queue(struct broker *b, struct routed *r, const struct offer *o)
 {
-	struct delivery *d = NULL;
-
-	if (routed_msg(r) && !queue_full(b, &o->s->queued[o->qos > 0],
-	    msg_weight(r->msg)))
-		d = delivery_new(r->msg, o->group, o->qos, o->retain,
-		    o->subids, o->n_subids);
-	if (!d) {
+	if (!routed_msg(r) || queue_full(b, o, msg_weight(r->msg)))
 		dropped(b, o->s);
-		return;
-	}
-	o->s->dropping = false;
-	session_queue(o->s, d);
+	else
+		append(b, r, o);
 }
 
 static void
@@ -97,7 +111,7 @@ offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
 
 	if (!c && !b->conf->queue_qos0_messages)
 		return;
-	if (!c || o->s->qos0 || !has_room(b, c) ||
+	if (!c || session_qos0(o->s) || !has_room(b, c) ||
 	    (r->p.payload.len >= SEND_BY_REFERENCE && !routed_msg(r))) {
 		queue(b, r, o);
 		return;
@@ -119,23 +133,13 @@ static bool send_next(struct broker *b, struct client *c);
 static void
 offer_acked(struct broker *b, struct routed *r, const struct offer *o)
 {
-	struct session *s = o->s;
-	struct client *c = s->client;
-	struct delivery *d;
+	struct client *c = o->s->client;
 
-	if (!c || s->unsent || s->in_flight >= s->window || !has_room(b, c)) {
+	if (!c || session_unsent(o->s) || !session_window_open(o->s) ||
+	    !has_room(b, c))
 		queue(b, r, o);
-		return;
-	}
-	d = routed_msg(r) ? delivery_new(r->msg, o->group, o->qos, o->retain,
-	    o->subids, o->n_subids) : NULL;
-	if (!d) {
-		dropped(b, s);
-		return;
-	}
-	s->dropping = false;
-	session_queue(s, d);
-	send_next(b, c);
+	else if (append(b, r, o))
+		send_next(b, c);
 }
 
 static void
@@ -209,7 +213,7 @@ fitness(const struct broker *b, const struct sub *sub, uint8_t published)
 	const struct session *s = sub->session;
 
 	if (s->client)
-		return s->queued[0].n + s->queued[1].n == 0 ? 3 : 2;
+		return session_qos0(s) || session_unsent(s) ? 2 : 3;
 	return granted(b, published, sub->qos) > 0 ||
 	    b->conf->queue_qos0_messages;
 }
@@ -318,7 +322,7 @@ static bool
 send_next(struct broker *b, struct client *c)
 {
 	struct session *s = c->session;
-	struct delivery *d = s->unsent;
+	struct delivery *d = session_unsent(s);
 	struct mqtt_publish p;
 
 	if (d->state == RELEASED) {
@@ -326,7 +330,7 @@ send_next(struct broker *b, struct client *c)
 		send_ack(b, c, MQTT_PUBREL, d->id, MQTT_OK);
 		return true;
 	}
-	if (s->in_flight >= s->window)
+	if (!session_window_open(s))
 		return false;
 	/* One that was sent before is finished, expired or not
 	 * [MQTT5-4.3.3-7]. */
@@ -356,7 +360,7 @@ static void
 send_waiting_qos0(struct broker *b, struct client *c)
 {
 	struct session *s = c->session;
-	struct delivery *d = s->qos0;
+	struct delivery *d = session_qos0(s);
 	struct mqtt_publish p = msg_publish(d->msg, b->now_ms);
 
 	p.qos = 0;
@@ -425,13 +429,13 @@ route_pump(struct broker *b, struct client *c)
 	uint32_t steps = SCAN_STEPS;
 	unsigned n = 0;
 
-	for (; s->qos0 && n < PUMP_MAX && has_room(b, c); n++)
+	for (; session_qos0(s) && n < PUMP_MAX && has_room(b, c); n++)
 		send_waiting_qos0(b, c);
-	for (; s->unsent && n < PUMP_MAX && has_room(b, c); n++)
+	for (; session_unsent(s) && n < PUMP_MAX && has_room(b, c); n++)
 		if (!send_next(b, c))
 			break;
-	for (; s->scans && !s->unsent && !s->qos0 && n < PUMP_MAX &&
-	    has_room(b, c); n++)
+	for (; s->scans && !session_unsent(s) && !session_qos0(s) &&
+	    n < PUMP_MAX && has_room(b, c); n++)
 		if (!send_retained(b, s, &steps))
 			break;
 	/* Stopped by our own bounds, not by the client's: go on next turn. */
@@ -458,7 +462,7 @@ route_leave(struct broker *b, struct session *s, bool ended)
 {
 	struct delivery *d, *next;
 
-	for (d = s->first; d; d = next) {
+	for (d = s->out ? s->out->acked.first : NULL; d; d = next) {
 		next = d->next;
 		if (!d->group || !d->msg || d->state == RELEASED)
 			continue;

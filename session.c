@@ -72,16 +72,16 @@ session_free_will(struct session *s)
 static void
 drop_qos0(struct session *s, struct topics *t)
 {
-	while (s->qos0)
-		session_drop(s, t, s->qos0);
+	while (session_qos0(s))
+		session_drop(s, t, session_qos0(s));
 }
 
 static void
-free_ring(struct session *s)
+free_ring(struct outbox *o)
 {
-	mem_free(s->ring, s->ring_size * sizeof *s->ring);
-	s->ring = NULL;
-	s->ring_size = 0;
+	mem_free(o->ring, o->ring_size * sizeof *o->ring);
+	o->ring = NULL;
+	o->ring_size = 0;
 }
 
 void
@@ -89,12 +89,11 @@ session_free(struct sessions *ss, struct session *s)
 {
 	session_end_scans(s, ss->topics, NULL);
 	drop_qos0(s, ss->topics);
-	while (s->first)
-		session_drop(s, ss->topics, s->first);
+	while (s->out)
+		session_drop(s, ss->topics, s->out->acked.first);
 	while (s->subs)
 		topic_unsubscribe(ss->topics, s->subs);
 	session_free_will(s);
-	free_ring(s);
 	mem_free(s->received, s->received_cap * sizeof *s->received);
 	timer_fini(ss->timers, &s->timer);
 	hash_remove(&ss->by_id, &s->link);
@@ -143,91 +142,94 @@ delivery_free(struct topics *t, struct delivery *d)
 	mem_free(d, delivery_size(d));
 }
 
-static void
-count_waiting(struct session *s, const struct delivery *d, bool more)
+static struct line *
+line_of(struct outbox *o, const struct delivery *d)
 {
-	struct queued *q = &s->queued[d->qos > 0];
-
-	q->n += more ? 1u : -1u;
-	q->bytes += more ? d->weight : -(uint64_t)d->weight;
+	return d->qos == 0 ? &o->qos0 : &o->acked;
 }
 
-void
+bool
 session_queue(struct session *s, struct delivery *d)
 {
-	bool zero = d->qos == 0;
-	struct delivery **first = zero ? &s->qos0 : &s->first;
-	struct delivery **last = zero ? &s->qos0_last : &s->last;
+	struct line *l;
 
-	d->prev = *first ? *last : NULL;
+	if (!s->out && !(s->out = mem_zalloc(sizeof *s->out)))
+		return false;
+	l = line_of(s->out, d);
+	d->prev = l->first ? l->last : NULL;
 	if (d->prev)
 		d->prev->next = d;
 	else
-		*first = d;
-	*last = d;
-	if (!zero && !s->unsent)
-		s->unsent = d;
-	count_waiting(s, d, true);
+		l->first = d;
+	l->last = d;
+	l->n++;
+	l->bytes += d->weight;
+	if (d->qos > 0 && !s->out->unsent)
+		s->out->unsent = d;
+	return true;
 }
 
 static struct delivery **
-slot(const struct session *s, uint16_t id)
+slot(const struct outbox *o, uint16_t id)
 {
-	return &s->ring[id & (s->ring_size - 1)];
+	return &o->ring[id & (o->ring_size - 1)];
 }
 
-/* Whether d stands before s->unsent: it is in flight on this connection. */
-static bool
-is_out(const struct delivery *d)
+static void
+free_id(struct outbox *o, const struct delivery *d)
 {
-	return d->state != WAITING;
+	*slot(o, d->id) = NULL;
+	if (--o->n_ids == 0)
+		free_ring(o);
 }
 
 void
 session_drop(struct session *s, struct topics *t, struct delivery *d)
 {
-	bool zero = d->qos == 0;
-	struct delivery **first = zero ? &s->qos0 : &s->first;
-	struct delivery **last = zero ? &s->qos0_last : &s->last;
+	struct outbox *o = s->out;
+	struct line *l = line_of(o, d);
 
 	if (d->prev)
 		d->prev->next = d->next;
 	else
-		*first = d->next;
+		l->first = d->next;
 	if (d->next)
 		d->next->prev = d->prev;
 	else
-		*last = d->prev;
-	if (s->unsent == d)
-		s->unsent = d->next;
-	if (!is_out(d) && d->id == 0)
-		count_waiting(s, d, false);
+		l->last = d->prev;
+	if (o->unsent == d)
+		o->unsent = d->next;
 	if (d->id) {
-		*slot(s, d->id) = NULL;
-		if (--s->n_ids == 0)
-			free_ring(s);
+		free_id(o, d);
+	} else {
+		l->n--;
+		l->bytes -= d->weight;
 	}
 	delivery_free(t, d);
+	if (!o->qos0.first && !o->acked.first) {
+		mem_free(o, sizeof *o);
+		s->out = NULL;
+	}
 }
 
 /* Twice as many slots as ids in use, so that a free one is soon found. */
 static bool
-grow_ring(struct session *s)
+grow_ring(struct outbox *o)
 {
-	uint32_t size = s->ring_size ? s->ring_size * 2 : RING_MIN;
-	struct delivery **old = s->ring, **p;
+	uint32_t size = o->ring_size ? o->ring_size * 2 : RING_MIN;
+	struct delivery **p;
 
-	if (s->ring_size > s->n_ids * 2 || s->ring_size > UINT16_MAX)
-		return s->n_ids < UINT16_MAX;
+	if (o->ring_size > o->n_ids * 2 || o->ring_size > UINT16_MAX)
+		return o->n_ids < UINT16_MAX;
 	p = mem_zalloc(size * sizeof *p);
 	if (!p)
 		return false;
-	for (uint32_t i = 0; i < s->ring_size; i++)
-		if (old[i])
-			p[old[i]->id & (size - 1)] = old[i];
-	free_ring(s);
-	s->ring = p;
-	s->ring_size = size;
+	for (uint32_t i = 0; i < o->ring_size; i++)
+		if (o->ring[i])
+			p[o->ring[i]->id & (size - 1)] = o->ring[i];
+	free_ring(o);
+	o->ring = p;
+	o->ring_size = size;
 	return true;
 }
 
@@ -235,43 +237,46 @@ grow_ring(struct session *s)
 static bool
 give_id(struct session *s, struct delivery *d)
 {
-	if (!grow_ring(s))
+	struct outbox *o = s->out;
+
+	if (!grow_ring(o))
 		return false;
 	do
 		s->last_id++;
-	while (s->last_id == 0 || *slot(s, s->last_id));
+	while (s->last_id == 0 || *slot(o, s->last_id));
 	d->id = s->last_id;
-	*slot(s, d->id) = d;
-	s->n_ids++;
-	count_waiting(s, d, false);
+	*slot(o, d->id) = d;
+	o->n_ids++;
+	o->acked.n--;
+	o->acked.bytes -= d->weight;
 	return true;
 }
 
 bool
 session_sent(struct session *s, struct delivery *d)
 {
-	assert(d == s->unsent);
+	assert(d == s->out->unsent);
 	if (d->id == 0 && !give_id(s, d))
 		return false;
 	d->state = SENT;
-	s->in_flight++;
-	s->unsent = d->next;
+	s->out->in_flight++;
+	s->out->unsent = d->next;
 	return true;
 }
 
 void
 session_resent(struct session *s)
 {
-	s->in_flight++;
-	s->unsent = s->unsent->next;
+	s->out->in_flight++;
+	s->out->unsent = s->out->unsent->next;
 }
 
 struct delivery *
 session_in_flight(const struct session *s, uint16_t id)
 {
-	struct delivery *d = s->ring_size ? *slot(s, id) : NULL;
+	struct delivery *d = s->out && s->out->ring ? *slot(s->out, id) : NULL;
 
-	return d && d->id == id && is_out(d) ? d : NULL;
+	return d && d->id == id && d->state != WAITING ? d : NULL;
 }
 
 void
@@ -285,21 +290,26 @@ delivery_release(struct delivery *d)
 void
 session_done(struct session *s, struct topics *t, struct delivery *d)
 {
-	if (s->in_flight)
-		s->in_flight--;
+	if (s->out->in_flight)
+		s->out->in_flight--;
 	session_drop(s, t, d);
 }
 
 void
 session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 {
+	struct outbox *o;
+
 	if (!keep_qos0)
 		drop_qos0(s, t);
-	for (struct delivery *d = s->first; d != s->unsent; d = d->next)
+	o = s->out;
+	if (!o)
+		return;
+	for (struct delivery *d = o->acked.first; d != o->unsent; d = d->next)
 		if (d->state == SENT)
 			d->state = WAITING;
-	s->unsent = s->first;
-	s->in_flight = 0;
+	o->unsent = o->acked.first;
+	o->in_flight = 0;
 }
 
 /* ---- received QoS 2 identifiers ---- */

@@ -14,7 +14,8 @@
  *
  * and when the connection is lost session_rewind puts `unsent` back to the
  * first. Messages of QoS 0 that find no room in the output wait apart, so
- * that a full window does not hold them up.
+ * that a full window does not hold them up. All of this is the outbox, which
+ * exists only while there is something in it: most sessions are idle.
  */
 #ifndef SESSION_H
 #define SESSION_H
@@ -58,31 +59,37 @@ struct will {
 
 struct client;
 
+/* A list of deliveries, and what of it waits and was never sent. QoS 0 and the
+ * others are counted apart, so that the first costs no place for the second. */
+struct line {
+	struct delivery *first, *last;
+	uint64_t bytes;
+	uint32_t n;
+};
+
+struct outbox {
+	struct line qos0;
+	struct line acked;              /* QoS 1 and 2 */
+	struct delivery *unsent;        /* the first of acked to be sent */
+	struct delivery **ring;         /* those with an id, by id & mask */
+	uint32_t ring_size;             /* a power of two, or 0 */
+	uint32_t n_ids;                 /* deliveries with an id */
+	uint16_t in_flight;             /* sent on this connection */
+};
+
 struct session {
 	struct hash_link link;
 	struct client *client;          /* NULL: not connected */
+	struct outbox *out;             /* NULL: nothing is on its way */
 	struct sub *subs;
 	struct scan *scans;             /* retained messages still to come */
-	struct delivery *first, *last, *unsent; /* QoS 1 and 2 */
-	struct delivery *qos0, *qos0_last;
-	struct delivery **ring;         /* those with an id, by id & mask */
 	uint16_t *received;             /* QoS 2 ids not released, sorted */
 	struct will *will;
 	struct timer timer;             /* the nearer of the two below */
 	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
 	int64_t expires_ms;             /* while not connected */
-	struct queued {
-		uint64_t bytes;
-		uint32_t n;
-	} queued[2];                    /* what waits and was never sent: of
-	                                 * QoS 0, of QoS 1 and 2. Apart, so
-	                                 * that the first costs no place for
-	                                 * the second */
 	uint32_t expiry;                /* s after the connection's end */
-	uint32_t ring_size;             /* a power of two, or 0 */
-	uint32_t n_ids;                 /* deliveries with an id */
 	uint16_t window;                /* unacknowledged messages allowed */
-	uint16_t in_flight;             /* sent on this connection */
 	uint16_t last_id;
 	uint16_t n_received, received_cap;
 	uint16_t id_len;
@@ -124,8 +131,29 @@ struct delivery *delivery_new(struct msg *m, struct group *g, uint8_t qos,
     bool retain, const uint32_t *subids, uint32_t n_subids);
 void delivery_free(struct topics *t, struct delivery *d);
 
-/* Appends a delivery to what waits. */
-void session_queue(struct session *s, struct delivery *d);
+/* Appends a delivery to what waits. false: no memory. */
+bool session_queue(struct session *s, struct delivery *d);
+
+/* The first delivery of QoS 0 that waits; of QoS 1 or 2 that is to be sent;
+ * NULL: none. */
+static inline struct delivery *
+session_qos0(const struct session *s)
+{
+	return s->out ? s->out->qos0.first : NULL;
+}
+
+static inline struct delivery *
+session_unsent(const struct session *s)
+{
+	return s->out ? s->out->unsent : NULL;
+}
+
+/* Whether the window lets another message of QoS 1 or 2 go out. */
+static inline bool
+session_window_open(const struct session *s)
+{
+	return (s->out ? s->out->in_flight : 0) < s->window;
+}
 
 /* Takes out and frees any delivery. */
 void session_drop(struct session *s, struct topics *t, struct delivery *d);
