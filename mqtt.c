@@ -40,7 +40,7 @@ get_u16(struct mqtt_in *in)
 {
 	uint8_t *p = take(in, 2);
 
-	return p ? (uint16_t)(p[0] << 8 | p[1]) : 0;
+	return (uint16_t)(p ? p[0] << 8 | p[1] : 0);
 }
 
 static uint32_t

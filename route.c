@@ -118,6 +118,8 @@ offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
 	}
 	p = r->p;
 	p.qos = 0;
+	p.id = 0;
+	p.dup = false;                  /* [MQTT-3.3.1-3] */
 	p.retain = o->retain;
 	p.subids = o->subids;
 	p.n_subids = o->n_subids;
@@ -163,6 +165,17 @@ granted(const struct broker *b, uint8_t published, uint8_t subscribed)
 
 /* ---- all sessions ---- */
 
+/* An offer of nothing yet; without clearing all the room for identifiers. */
+static void
+begin(struct offer *o, struct session *s, struct group *g)
+{
+	o->s = s;
+	o->group = g;
+	o->qos = 0;
+	o->retain = false;
+	o->n_subids = 0;
+}
+
 static void
 add_sub(const struct broker *b, const struct routed *r, const struct sub *sub,
     struct offer *o)
@@ -187,11 +200,7 @@ to_session(struct broker *b, struct routed *r, const struct match *m,
 	struct offer o;
 	bool any = false;
 
-	o.s = match_sub(m, i)->session;
-	o.group = NULL;
-	o.qos = 0;
-	o.retain = false;
-	o.n_subids = 0;
+	begin(&o, match_sub(m, i)->session, NULL);
 	for (; i < m->n_subs && match_sub(m, i)->session == o.s; i++) {
 		if (match_sub(m, i)->no_local && o.s == r->from)
 			continue;
@@ -251,11 +260,7 @@ to_group(struct broker *b, struct routed *r, struct group *g,
 
 	if (!sub)
 		return false;
-	o.s = sub->session;
-	o.group = g;
-	o.qos = 0;
-	o.retain = false;
-	o.n_subids = 0;
+	begin(&o, sub->session, g);
 	add_sub(b, r, sub, &o);
 	offer(b, r, &o);
 	return true;
@@ -393,10 +398,7 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;
 	r.msg = msg_ref(m);
-	o.s = s;
-	o.group = NULL;
-	o.qos = 0;
-	o.n_subids = 0;
+	begin(&o, s, NULL);
 	add_sub(b, &r, scan->sub, &o);
 	o.retain = true;                /* [MQTT-3.3.1-8] */
 	offer(b, &r, &o);
