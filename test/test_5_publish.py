@@ -560,6 +560,31 @@ def test_receive_maximum_of_the_server(new_broker, connect, topic):
     client.expect_disconnect(RECEIVE_MAXIMUM_EXCEEDED)
 
 
+def test_slow_subscriber(connect, topic):
+    """A subscriber that does not read for a while gets its messages late, in order, as they should be: at
+    the granted QoS, with RETAIN and identifier of its subscription. Some at QoS 0 may be lost, none
+    comes twice. The publisher does not wait for it. [MQTT5-3.8.4-8] [MQTT5-4.6.0-5] [MQTT5-4.3.1-1]"""
+    slow = [connect(receive_buffer=4096, properties={"receive_maximum": 10}) for _ in range(3)]
+    for qos, sub in enumerate(slow):
+        sub.subscribe((topic, options(qos, as_published=True)), properties={"subscription_identifier": qos + 1})
+    pub = connect()
+    sent = [b"%d " % i + b"." * 20000 for i in range(300)]
+    for i, payload in enumerate(sent):
+        assert pub.publish(topic, payload, qos=1 + i % 2, retain=i % 3 == 0).reason == SUCCESS
+    for granted, sub in enumerate(slow):
+        got = collect(sub)
+        assert {p.topic for p in got} == {topic}
+        at = [sent.index(p.payload) for p in got]
+        for p, i in zip(got, at):
+            assert (p.qos, p.retain, p.dup) == (min(granted, 1 + i % 2), i % 3 == 0, False)
+            assert p.properties == [("subscription_identifier", granted + 1)]
+        if granted:
+            assert at == list(range(300))
+        else:
+            assert at and at == sorted(set(at))
+    pub.publish(topic, retain=True)
+
+
 # 3.1.2.11.4: the client's Maximum Packet Size
 
 def sized(topic, payload_size, qos, props=None):

@@ -256,6 +256,20 @@ def test_overlapping_subscriptions(connect, cid, topic, subscriptions):
         check_copies(copies, [m for m in matching if m[0]])
 
 
+def test_very_many_overlapping_subscriptions(connect, topic):
+    """There is no bound to the identifiers of one message but the size of a packet.
+    [MQTT5-3.3.4-4] [MQTT5-3.3.4-5]"""
+    client, pub = connect(), connect()
+    name = topic + "/a/b/c/d/e/f/g/h"
+    filters = ["/".join([topic] + [level if i >> n & 1 else "+" for n, level in enumerate("abcdefgh")]) for i in range(256)]
+    for n, filter in enumerate(filters, 1):
+        client.send(wire.subscribe(V5, n, [(filter, 1)], {"subscription_identifier": n}))
+    for n in range(1, 257):
+        client.expect(SUBACK, pid=n, reasons=[1])
+    pub.publish(name, "x", qos=1)
+    check_copies(collect(client), [(1, n) for n in range(1, 257)])
+
+
 @pytest.mark.parametrize("n", [1, 127, 128, 16383, 16384, 2097151, 2097152, 268435455])
 def test_subscription_identifier(connect, cid, topic, n):
     """The identifier is sent with live and retained messages that match, and stays with the session.
