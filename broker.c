@@ -250,21 +250,16 @@ open_listeners(struct broker *b)
 {
 	const struct config *k = b->conf;
 	int fds[LISTEN_FDS], n;
-	bool any = false;
 
-	b->counts = mem_zalloc(k->n_listeners * sizeof *b->counts);
-	if (!b->counts)
-		return false;
 	for (unsigned i = 0; i < k->n_listeners; i++) {
 		n = listen_open(&k->listeners[i], fds);
 		/* Without IPv6 the other loopback address still serves. */
-		if (n < 0 && !(k->listeners[i].local && any))
+		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
 		for (int j = 0; j < n; j++)
 			if (!add_listener(b, &k->listeners[i], fds[j],
 			    &b->counts[i]))
 				return false;
-		any = true;
 	}
 	return true;
 }
@@ -280,30 +275,20 @@ raise_descriptor_limit(void)
 	}
 }
 
+/* Everything but the listeners: only memory can be missing here. */
 static bool
-start(struct broker *b)
+init(struct broker *b)
 {
-	raise_descriptor_limit();
-	hash_seed();
-	mem_set_limit(b->conf->memory_limit);
-	b->buf = mem_alloc(CONN_BUF);
-	if (!b->buf || !watch_init(&b->watch) ||
-	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
-	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED)) {
-		log_error("Error: Unable to start: %s.", strerror(errno));
-		return false;
-	}
-	b->now_ms = b->watch.now_ms;
 	b->sessions = (struct sessions){ .topics = &b->topics,
 	    .timers = &b->timers, .timer_kind = TIMER_SESSION };
-	if (!open_listeners(b))
+	b->buf = mem_alloc(CONN_BUF);
+	b->counts = mem_zalloc(b->conf->n_listeners * sizeof *b->counts);
+	if (!b->buf || !b->counts || !watch_init(&b->watch) ||
+	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
+	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
-	if (!sys_init(b)) {
-		log_error("Error: Out of memory.");
-		return false;
-	}
-	log_to_topic(sys_log, b);
-	return true;
+	b->now_ms = b->watch.now_ms;
+	return sys_init(b);
 }
 
 /* Says good-bye; wills of those who are cut off are published. */
@@ -354,6 +339,7 @@ stop(struct broker *b)
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
 	mem_free(b->counts, b->conf->n_listeners * sizeof *b->counts);
+	mem_free(b->subids, b->subids_cap * sizeof *b->subids);
 	mem_free(b->buf, CONN_BUF);
 	/* The ledger is right, or this is a leak of ours. */
 	assert(mem_used() == 0);
@@ -383,16 +369,26 @@ static int
 run(const struct config *c)
 {
 	struct broker b = { .conf = c };
+	bool ok;
 
 	log_start(c);
-	if (!start(&b))
+	raise_descriptor_limit();
+	hash_seed();
+	mem_set_limit(c->memory_limit);
+	if (!init(&b)) {
+		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
-	log_info("midge version " MIDGE_VERSION " running");
-	while (!b.stop)
-		turn(&b);
-	log_info("midge version " MIDGE_VERSION " terminating");
+	}
+	ok = open_listeners(&b);
+	if (ok) {
+		log_to_topic(sys_log, &b);
+		log_info("midge version " MIDGE_VERSION " running");
+		while (!b.stop)
+			turn(&b);
+		log_info("midge version " MIDGE_VERSION " terminating");
+	}
 	stop(&b);
-	return 0;
+	return ok ? 0 : EXIT_START;
 }
 
 int

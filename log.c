@@ -120,23 +120,36 @@ timestamp(char *out, size_t size)
 	return n + 2;
 }
 
-/* Copies text so that it stays one harmless line: control bytes become \xNN.
- * A tab may stand (some lines begin with one). */
-static size_t
+/* How many bytes at the beginning of text could move a terminal or begin a new
+ * line: a control byte, or U+0080 to U+009F in UTF-8. A tab may stand (some
+ * lines begin with one). */
+static int
+controls(const char *text)
+{
+	unsigned char ch = (unsigned char)text[0];
+	unsigned char next = (unsigned char)text[1];
+
+	if ((ch < 0x20 && ch != '\t') || ch == 0x7f)
+		return 1;
+	return ch == 0xc2 && next >= 0x80 && next < 0xa0 ? 2 : 0;
+}
+
+/* Copies text so that it stays one harmless line: controls become \xNN. */
+static void
 harmless(char *out, size_t size, const char *text)
 {
 	size_t n = 0;
 
-	for (; *text && n + 5 < size; text++) {
-		unsigned char ch = (unsigned char)*text;
+	while (*text && n + 9 < size) {
+		int bad = controls(text);
 
-		if ((ch < 0x20 && ch != '\t') || ch == 0x7f)
-			n += (size_t)snprintf(out + n, size - n, "\\x%02x", ch);
-		else
-			out[n++] = *text;
+		if (bad == 0)
+			out[n++] = *text++;
+		for (; bad > 0; bad--)
+			n += (size_t)snprintf(out + n, size - n, "\\x%02x",
+			    (unsigned char)*text++);
 	}
 	out[n] = 0;
-	return n;
 }
 
 static int

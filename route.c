@@ -18,8 +18,7 @@ struct offer {
 	struct group *group;
 	uint8_t qos;
 	bool retain;
-	uint32_t n_subids;
-	uint32_t subids[SUBIDS_MAX];
+	uint32_t n_subids;              /* in b->subids */
 };
 
 static struct msg *
@@ -82,7 +81,7 @@ static bool
 append(struct broker *b, struct routed *r, const struct offer *o)
 {
 	struct delivery *d = routed_msg(r) ? delivery_new(r->msg, o->group,
-	    o->qos, o->retain, o->subids, o->n_subids) : NULL;
+	    o->qos, o->retain, b->subids, o->n_subids) : NULL;
 
 	if (d && session_queue(o->s, d)) {
 		o->s->dropping = false;
@@ -121,7 +120,7 @@ offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
 	p.id = 0;
 	p.dup = false;                  /* [MQTT-3.3.1-3] */
 	p.retain = o->retain;
-	p.subids = o->subids;
+	p.subids = b->subids;
 	p.n_subids = o->n_subids;
 	o->s->dropping = false;
 	if (!send_publish(b, c, &p, r->msg))
@@ -165,19 +164,26 @@ granted(const struct broker *b, uint8_t published, uint8_t subscribed)
 
 /* ---- all sessions ---- */
 
-/* An offer of nothing yet; without clearing all the room for identifiers. */
+/* Notes a Subscription Identifier; without memory the message goes without. */
 static void
-begin(struct offer *o, struct session *s, struct group *g)
+add_subid(struct broker *b, uint32_t id, struct offer *o)
 {
-	o->s = s;
-	o->group = g;
-	o->qos = 0;
-	o->retain = false;
-	o->n_subids = 0;
+	if (o->n_subids == b->subids_cap) {
+		uint32_t cap = b->subids_cap ? b->subids_cap * 2 : 16;
+		void *p = cap > SUBIDS_MAX + 1 ? NULL : mem_resize(b->subids,
+		    b->subids_cap * sizeof id, cap * sizeof id);
+
+		if (!p)
+			return;
+		b->subids = p;
+		b->subids_cap = cap;
+	}
+	if (o->n_subids < SUBIDS_MAX)
+		b->subids[o->n_subids++] = id;
 }
 
 static void
-add_sub(const struct broker *b, const struct routed *r, const struct sub *sub,
+add_sub(struct broker *b, const struct routed *r, const struct sub *sub,
     struct offer *o)
 {
 	uint8_t qos = granted(b, r->p.qos, sub->qos);
@@ -185,8 +191,8 @@ add_sub(const struct broker *b, const struct routed *r, const struct sub *sub,
 	if (qos > o->qos)
 		o->qos = qos;
 	o->retain |= r->p.retain && sub->retain_as_published;
-	if (sub->id && o->n_subids < SUBIDS_MAX)
-		o->subids[o->n_subids++] = sub->id;
+	if (sub->id)
+		add_subid(b, sub->id, o);
 }
 
 /* The subscriptions of one session, from the i-th on, give one copy at the
@@ -197,10 +203,9 @@ static uint32_t
 to_session(struct broker *b, struct routed *r, const struct match *m,
     uint32_t i, uint32_t *receivers)
 {
-	struct offer o;
+	struct offer o = { .s = match_sub(m, i)->session };
 	bool any = false;
 
-	begin(&o, match_sub(m, i)->session, NULL);
 	for (; i < m->n_subs && match_sub(m, i)->session == o.s; i++) {
 		if (match_sub(m, i)->no_local && o.s == r->from)
 			continue;
@@ -256,11 +261,11 @@ to_group(struct broker *b, struct routed *r, struct group *g,
     const struct session *not, int least)
 {
 	struct sub *sub = choose(b, g, r->p.qos, not, least);
-	struct offer o;
+	struct offer o = { .group = g };
 
 	if (!sub)
 		return false;
-	begin(&o, sub->session, g);
+	o.s = sub->session;
 	add_sub(b, r, sub, &o);
 	offer(b, r, &o);
 	return true;
@@ -384,7 +389,7 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	struct scan *scan = s->scans;
 	struct msg *m = scan_next(&b->topics, scan, steps);
 	struct routed r = { .from = NULL };
-	struct offer o;
+	struct offer o = { .s = s };
 
 	if (!m) {
 		if (!scan->at) {
@@ -398,7 +403,6 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;
 	r.msg = msg_ref(m);
-	begin(&o, s, NULL);
 	add_sub(b, &r, scan->sub, &o);
 	o.retain = true;                /* [MQTT-3.3.1-8] */
 	offer(b, &r, &o);

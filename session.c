@@ -125,7 +125,7 @@ delivery_new(struct msg *m, struct group *g, uint8_t qos, bool retain,
 		return NULL;
 	*d = (struct delivery){ .msg = msg_ref(m), .group = g, .qos = qos,
 	    .retain = retain, .weight = msg_weight(m),
-	    .n_subids = (uint8_t)n_subids };
+	    .n_subids = (uint16_t)n_subids };
 	if (g)
 		group_ref(g);
 	if (n_subids)

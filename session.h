@@ -40,13 +40,11 @@ struct delivery {
 	uint8_t qos;            /* as granted */
 	uint8_t state;          /* enum delivery_state */
 	bool retain;            /* as it is to be sent */
-	uint8_t n_subids;
+	uint16_t n_subids;
 	uint32_t subids[];      /* Subscription Identifiers */
 };
 
-/* The most identifiers that go with one message; more matching subscriptions
- * of one client than this are not all named. */
-#define SUBIDS_MAX 64
+#define SUBIDS_MAX UINT16_MAX   /* that go with one message */
 
 struct will {
 	struct msg *msg;        /* QoS and retain inside; expiry see below */

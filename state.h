@@ -87,6 +87,8 @@ struct broker {
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
 	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
+	uint32_t *subids;               /* those of the message at hand */
+	uint32_t subids_cap;
 	int64_t now_ms;                 /* of this turn */
 	uint32_t work;                  /* deliveries made in this turn */
 	uint32_t n_clients;

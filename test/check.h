@@ -14,7 +14,6 @@
 #define CHECK_H
 
 #include <stdbool.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,17 +41,9 @@ static struct check_test *check_tests, **check_end = &check_tests;
 	} \
 	static void test_##id(void)
 
-/* What does not hold ends the test. */
-#define CHECK(expr) \
-	((expr) ? (void)0 : check_failed(__FILE__, __LINE__, #expr))
-
-__attribute__((noreturn)) static void
-check_failed(const char *file, int line, const char *expr)
-{
-	printf("%s:%d: not so: %s\n", file, line, expr);
-	fflush(stdout);
-	_exit(1);               /* no leak check: nothing was cleaned up */
-}
+/* What does not hold ends the test, without a look for leaks. */
+#define CHECK(expr) ((expr) ? (void)0 : (printf("%s:%d: not so: %s\n", \
+	__FILE__, __LINE__, #expr), fflush(stdout), _exit(1)))
 
 static bool
 check_run(const struct check_test *t)
@@ -68,31 +59,25 @@ check_run(const struct check_test *t)
 		exit(0);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
-		printf("FAIL %s: no process for it\n", t->name);
-	else if (WIFSIGNALED(status))
-		printf("FAIL %s: %s\n", t->name, strsignal(WTERMSIG(status)));
-	else if (status)
-		printf("FAIL %s\n", t->name);
-	else
-		printf("ok %s\n", t->name);
-	return pid > 0 && status == 0;
+		status = 1;
+	if (WIFSIGNALED(status))
+		printf("killed: %s\n", strsignal(WTERMSIG(status)));
+	printf("%s %s\n", status ? "FAIL" : "ok", t->name);
+	return status == 0;
 }
 
 int
 main(int argc, char **argv)
 {
+	const char *only = argc > 1 ? argv[1] : NULL;
 	unsigned passed = 0, failed = 0;
-	bool list = argc > 1 && strcmp(argv[1], "--list") == 0;
+	bool list = only && strcmp(only, "--list") == 0;
 
 	for (struct check_test *t = check_tests; t; t = t->next) {
 		if (list)
 			puts(t->name);
-		else if (argc > 1 && strcmp(argv[1], t->name) != 0)
-			continue;
-		else if (check_run(t))
-			passed++;
-		else
-			failed++;
+		else if (!only || strcmp(only, t->name) == 0)
+			(*(check_run(t) ? &passed : &failed))++;
 	}
 	if (list)
 		return 0;

@@ -155,19 +155,6 @@ def ended(pid):
         return True
 
 
-def test_readiness_is_notified(new_broker):
-    """sd_notify: READY=1 when the listeners are open."""
-    broker = new_broker(start=False)
-    broker.env["NOTIFY_SOCKET"] = broker.path("notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
-        inbox.bind(broker.path("notify"))
-        os.chmod(broker.path("notify"), 0o777)
-        inbox.settimeout(5)
-        broker.spawn()
-        assert b"READY=1" in inbox.recv(1000).split(b"\n")
-    assert answers(broker.address)
-
-
 # Configuration file
 
 def test_grammar(new_broker, connect):
