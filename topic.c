@@ -90,7 +90,7 @@ prune(struct tree *t, struct node *n)
 {
 	struct node *parent;
 
-	for (; n != &t->root && !n->child && !n->subs && !n->groups &&
+	for (; n != t->root && !n->child && !n->subs && !n->groups &&
 	    !n->pins; n = parent) {
 		parent = n->parent;
 		hash_remove(&t->nodes, &n->link);
@@ -104,7 +104,7 @@ prune(struct tree *t, struct node *n)
 static struct node *
 find(const struct tree *t, struct mqtt_str path)
 {
-	const struct node *n = &t->root;
+	const struct node *n = t->root;
 	struct levels l;
 
 	split(path, &l);
@@ -116,7 +116,7 @@ find(const struct tree *t, struct mqtt_str path)
 static struct node *
 find_or_add(struct tree *t, struct mqtt_str path)
 {
-	struct node *n = &t->root, *next;
+	struct node *n = t->root, *next;
 	struct levels l;
 
 	split(path, &l);
@@ -494,12 +494,12 @@ resolve(struct topics *t, struct mqtt_str topic, uint32_t hash)
 
 	split(topic, &l);
 	t->found_n = 0;
-	if (!walk(t, &t->filters.root, &l, 0, false))
+	if (!walk(t, t->filters.root, &l, 0, false))
 		return NULL;
 	head.n_subs = t->found_n;
 	if (overlap(t, head.n_subs))
 		qsort(t->found, head.n_subs, sizeof *t->found, by_session);
-	if (t->groups.n && !walk(t, &t->filters.root, &l, 0, true))
+	if (t->groups.n && !walk(t, t->filters.root, &l, 0, true))
 		return NULL;
 	head.n_groups = t->found_n - head.n_subs;
 	m = mem_alloc(match_size(&head));
@@ -644,7 +644,7 @@ scan_new(struct topics *t, struct sub *sub, struct mqtt_str filter)
 
 	if (!s)
 		return NULL;
-	*s = (struct scan){ .sub = sub, .at = &t->topics.root,
+	*s = (struct scan){ .sub = sub, .at = t->topics.root,
 	    .filter_len = filter.len };
 	memcpy(s->filter, filter.p, filter.len);
 	s->at->pins++;
@@ -702,7 +702,7 @@ successor(struct topics *t, struct scan *s, const struct levels *l)
 		s->depth++;
 		return to;
 	}
-	for (; n != &t->topics.root; n = n->parent, s->depth--) {
+	for (; n != t->topics.root; n = n->parent, s->depth--) {
 		to = any_name(l, s->depth - 1) ?
 		    allowed(n->next, s->depth - 1) : NULL;
 		if (to)
@@ -738,7 +738,9 @@ topics_init(struct topics *t, struct timers *timers, uint32_t kind)
 	*t = (struct topics){ .timers = timers, .timer_kind = kind,
 	    .generation = 1 };
 	t->cache = mem_zalloc(TOPIC_CACHE * sizeof *t->cache);
-	return t->cache != NULL;
+	t->filters.root = mem_zalloc(sizeof(struct node));
+	t->topics.root = mem_zalloc(sizeof(struct node));
+	return t->cache && t->filters.root && t->topics.root;
 }
 
 static void
@@ -760,11 +762,13 @@ free_below(struct topics *t, struct node *n)
 void
 topics_fini(struct topics *t)
 {
-	free_below(t, &t->topics.root);
+	free_below(t, t->topics.root);
 	for (uint32_t i = 0; i < TOPIC_CACHE; i++)
 		if (t->cache[i])
 			mem_free(t->cache[i], match_size(t->cache[i]));
 	mem_free(t->cache, TOPIC_CACHE * sizeof *t->cache);
+	mem_free(t->filters.root, sizeof(struct node));
+	mem_free(t->topics.root, sizeof(struct node));
 	mem_free(t->found, t->found_cap * sizeof *t->found);
 	hash_fini(&t->filters.nodes);
 	hash_fini(&t->topics.nodes);

@@ -43,7 +43,7 @@ struct node {
 
 struct tree {
 	struct hash nodes;
-	struct node root;
+	struct node *root;              /* above the first level, nameless */
 };
 
 /* One subscription of one session. */

@@ -4,8 +4,8 @@
 //   node client.js OPTIONS     the options of mqtt.connect() as JSON
 //
 // stdin has a command a line, ["publish", topic, payload, options], see
-// commands; stdout an event a line, {"event": "message", ...}. A command is
-// answered by the event of its name. The end of stdin ends the program.
+// commands; stdout an event a line, {"event": "message", ...}. An event of the
+// same name answers a command. "end" or the end of stdin ends the program.
 
 const readline = require("readline");
 const mqtt = require("../build/node_modules/mqtt");
@@ -36,7 +36,7 @@ const commands = {
 		for (let i = 0; i < n; i++)
 			client.publish(topic, String(i), options, () => --left || say("flood"));
 	},
-	end: (options = {}) => client.end(false, options, answer("end")),
+	end: () => client.end(false, {}, () => input.close()),
 	// the connection is gone, without DISCONNECT
 	cut: () => client.stream.destroy(),
 };
@@ -53,9 +53,9 @@ client.on("disconnect", (packet) => say("disconnect", packet));
 client.on("close", () => say("close"));
 client.on("error", (error) => say("error", { error: error.message, code: error.code }));
 
-readline.createInterface({ input: process.stdin })
-	.on("line", (line) => {
-		const [verb, ...args] = JSON.parse(line);
-		commands[verb](...args);
-	})
-	.on("close", () => client.end(true));
+const input = readline.createInterface({ input: process.stdin });
+input.on("line", (line) => {
+	const [verb, ...args] = JSON.parse(line);
+	commands[verb](...args);
+});
+input.on("close", () => client.end(true));

@@ -102,8 +102,16 @@ class Program:
         assert ended == code, f"exit code {ended} of {self}"
         return self.lines
 
-    def kill(self, number=signal.SIGKILL):
-        self.process.send_signal(number)
+    def kill(self):
+        self.process.kill()
+
+    def interrupt(self):
+        """Ctrl-C, once the program waits for something: mosquitto_sub may hang if hit elsewhere."""
+        def waits():
+            with open(f"/proc/{self.process.pid}/stat") as f:
+                return f.read().rpartition(")")[2].split()[0] == "S"
+        wait_for(waits, "rest", WAIT_S)
+        self.process.send_signal(signal.SIGINT)
 
     def cleanup(self):
         if self.process.poll() is None:
@@ -213,9 +221,9 @@ def test_mosquitto_retained(pub, sub, mosquitto, topic, version):
 def test_mosquitto_remove_retained(broker, pub, sub, mosquitto, topic):
     for name in "abc":
         pub(f"-t {topic}/{name} -r -m {name}")
-    cleaner = sub(f"-t {topic}/# --remove-retained -C 3")
-    assert sorted(cleaner.finish()) == ["a", "b", "c"]
+    cleaner = sub(f"-t {topic}/# --remove-retained")
     for name in "abc":
+        cleaner.take(f"^{name}$")
         broker.wait_log(rf"Received PUBLISH from {cleaner.id} \(d0, q\d, r1, m\d+, '{topic}/{name}', ... \(0 bytes\)\)")
     reader = sub(f"-t {topic}/# -v -C 1")
     pub(f"-t {topic}/end -m x")
@@ -236,7 +244,9 @@ def test_mosquitto_will_and_ctrl_c(pub, sub, topic, version):
     """mosquitto_sub takes its leave in version 5 with the request to send the will."""
     watcher = sub(f"-V {version} -t {topic} -C 1")
     victim = sub(f"-V {version} -t {topic}/x --will-topic {topic} --will-payload will")
-    victim.kill(signal.SIGINT)
+    pub(f"-t {topic}/x -m hello")
+    victim.take("hello")
+    victim.interrupt()
     victim.finish()
     pub(f"-V {version} -t {topic} -m 'no will'")
     assert watcher.finish() == ["will" if version == "mqttv5" else "no will"]
@@ -251,8 +261,8 @@ def test_mosquitto_persistent_session(broker, mosquitto, pub, sub, topic, cid, v
         pub(f"-V {version} -t {topic} -q {qos} -m {i}")
     before = broker.mark()
     assert sub(line + " -F '%q %p' -C 3").finish() == [f"{qos} {i}" for i in range(3)]
-    present = int(version != "mqttv31")     # 3.1 has no such flag
-    broker.wait_log(rf"Sending CONNACK to {cid} \({present}, 0\)", after=before)
+    if version != "mqttv31":    # 3.1 has no such flag
+        broker.wait_log(rf"Sending CONNACK to {cid} \(1, 0\)", after=before)
     # without -c it ends, for good
     sub(f"-V {version} -i {cid} -t {topic}/x -E").finish()
     pub(f"-V {version} -t {topic} -q {qos} -m lost")
@@ -275,13 +285,15 @@ def test_mosquitto_session_expiry(broker, pub, sub, topic, cid):
     assert [r.finish() for r in readers] == [["second"], ["first", "second"]]
 
 
-def test_mosquitto_unsubscribe(pub, sub, topic, cid):
-    sub(f"-c -i {cid} -q 1 -t {topic}/a -t {topic}/b -E").finish()
-    reader = sub(f"-c -i {cid} -q 1 -U {topic}/a -t {topic}/b -C 1 -d")
-    reader.take("received UNSUBACK")
+@each_version
+def test_mosquitto_unsubscribe(broker, pub, sub, topic, cid, version):
+    line = f"-V {version} -c -i {cid} -q 1"
+    sub(f"{line} -t {topic}/a -t {topic}/b -E").finish()
+    reader = sub(f"{line} -U {topic}/a -t {topic}/b -C 1")
+    broker.wait_log(f"Sending UNSUBACK to {cid}$")
     for name in "ab":
-        pub(f"-t {topic}/{name} -q 1 -m {name}")
-    assert "b" in reader.finish() and "a" not in reader.lines
+        pub(f"-V {version} -t {topic}/{name} -q 1 -m {name}")
+    assert reader.finish() == ["b"]
 
 
 def test_mosquitto_unix_socket(new_broker, pub, sub):
@@ -367,7 +379,7 @@ def test_mosquitto_wildcards(pub, sub, topic, version):
 def test_mosquitto_sys(new_broker, pub, sub):
     own = new_broker("sys_interval 1", args=["-v"])
     assert re.match(r"(midge|mosquitto) version \d", sub("-t $SYS/broker/version -C 1", own).finish()[0])
-    assert "$SYS/broker/uptime" in "".join(sub("-t '$SYS/#' -v -C 10", own).finish())
+    sub("-t '$SYS/#' -v", own).take(r"^\$SYS/broker/uptime \d+ seconds$")
     everything = sub("-t '#' -v -C 1", own)
     pub("-t x -q 1 -m hello", own)
     assert everything.finish() == ["x hello"]
@@ -386,13 +398,14 @@ def test_mosquitto_properties(pub, sub, topic):
     assert reader.finish() == ["unit:C room:12 unit:C unit:K|text/plain|to/me|0123|1|100|7|hello"]
 
 
-def test_mosquitto_properties_of_kept_messages(broker, pub, sub, topic, cid):
+def test_mosquitto_properties_of_kept_messages(pub, sub, topic, cid):
     """The time that a message has waited is taken off its expiry."""
-    line = f"-V mqttv5 -c -i {cid} -t {topic}/queued -q 1 -F '%P|%C|%R|%D|%F|%E|%p'"
-    sub(line + " -E").finish()
-    for name in ("queued", "retained"):
-        pub(f"-V mqttv5 -t {topic}/{name} -q 1 -r -m hello {PROPERTIES}")
-    for reader in (sub(line + " -C 1"), sub(f"{line} -C 1".replace("queued", "retained").replace("-c -i", "-i x"))):
+    shape = "-q 1 -F '%P|%C|%R|%D|%F|%E|%p'"
+    queued = f"-V mqttv5 -c -i {cid} -t {topic}/queued {shape}"
+    sub(queued + " -E").finish()
+    pub(f"-V mqttv5 -t {topic}/queued -q 1 -m hello {PROPERTIES}")
+    pub(f"-V mqttv5 -t {topic}/retained -q 1 -r -m hello {PROPERTIES}")
+    for reader in (sub(queued + " -C 1"), sub(f"-V mqttv5 -t {topic}/retained {shape} -C 1")):
         found = re.fullmatch(r"unit:C room:12 unit:C unit:K\|text/plain\|to/me\|0123\|1\|(\d+)\|hello",
                              reader.finish()[0])
         assert found and 100 - WAIT_S <= int(found.group(1)) <= 100, reader
@@ -483,12 +496,14 @@ def test_mosquitto_request_without_response(mosquitto, topic):
 
 @each_version
 def test_mosquitto_refused(new_broker, mosquitto, version):
-    """They say why and end, at once: 5, or the reason of version 5."""
+    """They say why and end, at once: with 5, or the reason of version 5."""
     own = new_broker(config="listener {port} 127.0.0.1\nallow_anonymous false\n", args=["-v"])
     code, text = (135, "Not authorized") if version == "mqttv5" else (5, "Connection Refused: not authorised.")
-    for line in ("pub -t x -m hello", "sub -t x", "rr -t x -e y -m hello", "sub -t x -u pupil -P secret"):
+    for line in ("pub -t x -m hello", "sub -t x", "sub -t x -u pupil -P secret"):
+        before = own.mark()
         assert f"Connection error: {text}" in mosquitto(f"{line} -V {version}", own).finish(code)
-        own.wait_log(rf"Client <unknown> .*disconnected.*not authorised")
+        own.wait_log("Client <unknown> .*disconnected.*not authorised", after=before)
+    mosquitto(f"rr -V {version} -t x -e y -m hello", own).finish(code)
 
 
 @each_version
@@ -520,14 +535,13 @@ def test_mosquitto_sub_reconnects(new_broker, pub, sub, version):
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
 def test_mosquitto_two_with_one_id(broker, sub, cid, topic, version):
-    first = sub(f"-V {version} -i {cid} -t {topic} -d")
+    first = sub(f"-V {version} -i {cid} -t {topic}")
     sub(f"-V {version} -i {cid} -t {topic}")
     broker.wait_log(f"Client {cid} already connected, closing old connection")
     if version == "mqttv5":
         first.take(r"Received DISCONNECT \(142\)")
-    else:
-        first.take("sending CONNECT")
-        first.take("sending CONNECT")   # it comes back, for ever
+    else:   # it comes back, for ever
+        broker.wait_log(f"as {cid} .*", after=broker.mark(), timeout=WAIT_S)
 
 
 @each_version
@@ -674,14 +688,14 @@ def test_paho(connect_paho, topic, version, qos):
 @each_paho
 def test_paho_many_filters(connect_paho, topic, version):
     client = connect_paho(version)
-    assert client.subscribe([(f"{topic}/{i}", i % 3) for i in range(50)]) == [i % 3 for i in range(50)]
-    for i in range(50):
+    assert client.subscribe([(f"{topic}/{i}", i % 3) for i in range(12)]) == [i % 3 for i in range(12)]
+    for i in range(12):
         client.publish(f"{topic}/{i}", str(i), 2)
-    messages = [client.message() for _ in range(50)]
-    assert sorted((int(m.payload), m.qos) for m in messages) == [(i, i % 3) for i in range(50)]
-    client.unsubscribe([f"{topic}/{i}" for i in range(49)])
+    messages = [client.message() for _ in range(12)]
+    assert sorted((int(m.payload), m.qos) for m in messages) == [(i, i % 3) for i in range(12)]
+    client.unsubscribe([f"{topic}/{i}" for i in range(11)])
     client.publish(f"{topic}/0", "none", 1)
-    client.publish(f"{topic}/49", "last", 1)
+    client.publish(f"{topic}/11", "last", 1)
     assert client.texts(1) == ["last"]
 
 
@@ -837,10 +851,9 @@ def test_paho_reconnects(new_broker, make_paho, version):
     client.connect(own)
     own.kill()
     client.ends.get(timeout=WAIT_S)
-    info = client.client.publish("x", "from the gap", 1, retain=True)
+    client.client.publish("x", "from the gap", 1, retain=True)
     own.start()
     client.connected()
-    info.wait_for_publish(WAIT_S)
     client.subscribe("x", 1)
     assert client.texts(1) == ["from the gap"]
 
@@ -851,7 +864,8 @@ def test_paho_one_liners(broker, topic, version):
     where = dict(hostname="127.0.0.1", port=broker.port, protocol=version)
     paho_publish.single(topic + "/a", "one", 1, retain=True, **where)
     paho_publish.multiple([(topic + "/b", "two", 2, True), dict(topic=topic + "/c", payload="three", retain=True)], **where)
-    messages = paho_subscribe.simple(topic + "/+", 2, msg_count=3, **where)
+    clean = None if version == paho.MQTTv5 else True
+    messages = paho_subscribe.simple(topic + "/+", 2, msg_count=3, clean_session=clean, **where)
     assert sorted((m.topic, m.payload, m.qos) for m in messages) == [
         (topic + "/a", b"one", 1), (topic + "/b", b"two", 2), (topic + "/c", b"three", 0)]
 
@@ -925,7 +939,7 @@ def test_mqttjs(broker, mqttjs, topic, app):
             assert (message["topic"], message["payload"], message["qos"], message["retain"]) == \
                 (topic, "température", qos, False)
             reader.do("unsubscribe", topic)
-    one.do("end")
+    one.send("end")
     assert "message" not in "".join(one.program.finish())
     broker.wait_log(rf"Received DISCONNECT from {one.id}")
 
@@ -982,7 +996,7 @@ def test_mqttjs_persistent_session(mqttjs, pub, topic, app):
     first = mqttjs(app, **lasting)
     assert not first.connack["sessionPresent"]
     first.subscribe(topic, qos=1)
-    first.do("end")
+    first.send("end")
     first.program.finish()
     for i in range(3):
         pub(f"-t {topic} -q 1 -m {i}")
@@ -1073,8 +1087,7 @@ def test_mqttjs_refused(new_broker, mqttjs, app):
     own = new_broker(config="listener {port} 127.0.0.1\nallow_anonymous false\n")
     client = mqttjs(app, own, wait=False, username="pupil", password="secret", reconnectPeriod=0)
     error = client.event("error")
-    assert (error["code"], error["error"]) == \
-        ((135, "Connection refused: Not authorized") if app is MQTTX else (5, "Connection refused: Not authorized"))
+    assert error == dict(event="error", error="Connection refused: Not authorized", code=135 if app is MQTTX else 5)
     client.event("close")
 
 
