@@ -23,8 +23,8 @@
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
 
-/* Timers handled per turn. */
-#define TIMERS_MAX 1000
+/* Work (see state.h) after which timers that are due wait for the next turn. */
+#define WORK_TIMERS 50000
 
 /* ---- accepting ---- */
 
@@ -136,6 +136,7 @@ on_signal(void *arg, int signo)
 static void
 on_timer(struct broker *b, struct timer *t)
 {
+	b->work++;
 	switch ((enum timer_kind)t->kind) {
 	case TIMER_CLIENT:
 		client_timer(b, (struct client *)(void *)((char *)t -
@@ -215,8 +216,8 @@ turn(struct broker *b)
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
 	handle_left_over(b);
-	for (int i = 0; i < TIMERS_MAX &&
-	    (t = timer_due(&b->timers, b->now_ms)); i++)
+	b->work = 0;
+	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
 	sys_publish_log(b);
 	settle(b);

@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Packets and deliveries that one connection may cause in one turn. */
+/* Work (see state.h) that one connection may cause in one turn. */
 #define WORK_MAX 20000
 
 /* How long the last packet may take to leave, and then the peer to hang up. */
@@ -43,7 +43,6 @@ client_end_session(struct broker *b, struct session *s)
 {
 	if (s->will)
 		publish_will(b, s);
-	session_end_scans(s, &b->topics, NULL);
 	while (s->subs)
 		topic_unsubscribe(&b->topics, s->subs);
 	route_leave(b, s, true);
@@ -804,7 +803,7 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 		log_line(LOG_T_SUBSCRIBE, "%s %d %.*s", client_id(c), f->qos,
 		    (int)f->filter.len, (const char *)f->filter.p);
 	if (!sub->group && (again || (fresh && f->retain_handling == 1)) &&
-	    !route_retained(b, s, sub, f->filter))
+	    !scan_start(&b->topics, sub, f->filter, &s->scans))
 		log_warning("Out of memory for the retained messages of %s.",
 		    client_id(c));
 	return f->qos;
@@ -821,7 +820,6 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 		    (int)f->filter.len, (const char *)f->filter.p);
 	if (!sub)
 		return MQTT_NO_SUBSCRIPTION_EXISTED;
-	session_end_scans(c->session, &b->topics, sub);
 	topic_unsubscribe(&b->topics, sub);
 	return MQTT_OK;
 }

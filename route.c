@@ -235,13 +235,14 @@ fitness(const struct broker *b, const struct sub *sub, uint8_t published)
 /* The member of a group that gets the next message: in turn, and one that can
  * take it before others. NULL: none with at least this fitness. */
 static struct sub *
-choose(const struct broker *b, struct group *g, uint8_t published,
+choose(struct broker *b, struct group *g, uint8_t published,
     const struct session *not, int least)
 {
 	struct sub *s = g->turn ? g->turn : g->members, *best = NULL;
 	int best_fit = least - 1, fit;
 
 	for (unsigned i = 0; s && i < GROUP_TRIES; i++) {
+		b->work++;
 		fit = s->session == not ? 0 : fitness(b, s, published);
 		if (fit > best_fit) {
 			best = s;
@@ -298,6 +299,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 	const struct match *m = topic_match(&b->topics, r->p.topic);
 
 	*receivers = 0;
+	b->work += b->topics.visits / 8;
 	if (!m || !affordable(r, m) || (r->p.retain && !retain(b, r)))
 		return MQTT_QUOTA;
 	for (uint32_t i = 0; i < m->n_subs; )
@@ -392,10 +394,8 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	struct offer o = { .s = s };
 
 	if (!m) {
-		if (!scan->at) {
-			s->scans = scan->next;
-			scan_free(&b->topics, scan);
-		}
+		if (!scan->at)
+			scan_end(&b->topics, scan);
 		return *steps > 0;
 	}
 	if (msg_expired(m, b->now_ms))
@@ -407,24 +407,6 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	o.retain = true;                /* [MQTT-3.3.1-8] */
 	offer(b, &r, &o);
 	msg_unref(r.msg);
-	return true;
-}
-
-bool
-route_retained(struct broker *b, struct session *s, struct sub *sub,
-    struct mqtt_str filter)
-{
-	struct scan *scan, **end = &s->scans;
-
-	session_end_scans(s, &b->topics, sub);
-	if (b->topics.n_retained == 0)
-		return true;
-	scan = scan_new(&b->topics, sub, filter);
-	if (!scan)
-		return false;
-	while (*end)
-		end = &(*end)->next;
-	*end = scan;
 	return true;
 }
 

@@ -30,11 +30,6 @@ enum mqtt_reason route_publish(struct broker *b, struct routed *r,
 void route_msg(struct broker *b, struct msg *m, int64_t expires_ms,
     const struct session *from);
 
-/* Starts to send the retained messages that match a subscription's filter (the
- * text of sub, which is not shared). false: no memory. */
-bool route_retained(struct broker *b, struct session *s, struct sub *sub,
-    struct mqtt_str filter);
-
 /* Moves what waits for c into its output as far as window and room allow. */
 void route_pump(struct broker *b, struct client *c);
 

@@ -87,7 +87,6 @@ free_ring(struct outbox *o)
 void
 session_free(struct sessions *ss, struct session *s)
 {
-	session_end_scans(s, ss->topics, NULL);
 	drop_qos0(s, ss->topics);
 	while (s->out)
 		session_drop(s, ss->topics, s->out->acked.first);
@@ -381,22 +380,4 @@ session_take_received(struct session *s, uint16_t id)
 		s->received_cap = 0;
 	}
 	return true;
-}
-
-/* ---- scans ---- */
-
-void
-session_end_scans(struct session *s, struct topics *t, const struct sub *sub)
-{
-	struct scan **p = &s->scans, *gone;
-
-	while (*p) {
-		if (sub && (*p)->sub != sub) {
-			p = &(*p)->next;
-			continue;
-		}
-		gone = *p;
-		*p = gone->next;
-		scan_free(t, gone);
-	}
 }

@@ -182,10 +182,6 @@ bool session_received(const struct session *s, uint16_t id);
 bool session_put_received(struct session *s, uint16_t id);
 bool session_take_received(struct session *s, uint16_t id);
 
-/* Ends all walks over retained messages for this subscription (NULL: all). */
-void session_end_scans(struct session *s, struct topics *t,
-    const struct sub *sub);
-
 /* Sets the timer to the nearer of will and expiry. */
 void session_set_timer(struct sessions *ss, struct session *s);
 

@@ -90,7 +90,8 @@ struct broker {
 	uint32_t *subids;               /* those of the message at hand */
 	uint32_t subids_cap;
 	int64_t now_ms;                 /* of this turn */
-	uint32_t work;                  /* deliveries made in this turn */
+	uint32_t work;                  /* of this turn: packets, deliveries,
+	                                 * steps of searches */
 	uint32_t n_clients;
 	bool stop;
 };

@@ -359,6 +359,8 @@ topic_unsubscribe(struct topics *t, struct sub *sub)
 {
 	struct group *g = sub->group;
 
+	if (sub->scan)
+		scan_end(t, sub->scan);
 	hash_remove(&t->subs, &sub->link);
 	if (g && g->turn == sub)
 		g->turn = sub->next;
@@ -437,6 +439,7 @@ walk(struct topics *t, const struct node *n, const struct levels *l,
 	bool wild = i > 0 || l->at[0].len == 0 || l->at[0].p[0] != '$';
 	const struct node *next;
 
+	t->visits++;
 	if (wild && !collect(t, child(f, n, (struct mqtt_str){
 	    (const uint8_t *)"#", 1 }), groups))
 		return false;
@@ -525,6 +528,7 @@ topic_match(struct topics *t, struct mqtt_str topic)
 	uint32_t hash = hash_bytes(topic.p, topic.len, 0);
 	struct match **set = &t->cache[hash % TOPIC_CACHE & ~1u], *m;
 
+	t->visits = 0;
 	for (int i = 0; i < 2; i++)
 		if (match_is(set[i], topic, hash) &&
 		    set[i]->generation == t->generation)
@@ -637,18 +641,26 @@ topic_lapse(struct topics *t, struct timer *timer)
 
 /* ---- scans ---- */
 
-struct scan *
-scan_new(struct topics *t, struct sub *sub, struct mqtt_str filter)
+bool
+scan_start(struct topics *t, struct sub *sub, struct mqtt_str filter,
+    struct scan **list)
 {
-	struct scan *s = mem_alloc(sizeof *s + filter.len);
+	struct scan *s;
 
+	if (sub->scan)
+		scan_end(t, sub->scan);
+	s = mem_alloc(sizeof *s + filter.len);
 	if (!s)
-		return NULL;
-	*s = (struct scan){ .sub = sub, .at = t->topics.root,
-	    .filter_len = filter.len };
+		return false;
+	*s = (struct scan){ .sub = sub, .at = t->topics.root, .next = *list,
+	    .prev = list, .filter_len = filter.len };
 	memcpy(s->filter, filter.p, filter.len);
+	if (s->next)
+		s->next->prev = &s->next;
+	*list = s;
+	sub->scan = s;
 	s->at->pins++;
-	return s;
+	return true;
 }
 
 static void
@@ -664,10 +676,14 @@ move(struct topics *t, struct scan *s, struct node *to)
 }
 
 void
-scan_free(struct topics *t, struct scan *s)
+scan_end(struct topics *t, struct scan *s)
 {
 	if (s->at)
 		move(t, s, NULL);
+	*s->prev = s->next;
+	if (s->next)
+		s->next->prev = s->prev;
+	s->sub->scan = NULL;
 	mem_free(s, sizeof *s + s->filter_len);
 }
 

@@ -54,6 +54,7 @@ struct sub {
 	struct group *group;            /* NULL: not shared */
 	struct sub *next, **prev;       /* at the node, or in the group */
 	struct sub *mine_next, **mine_prev; /* of this session */
+	struct scan *scan;              /* retained messages still to come */
 	uint32_t id;                    /* Subscription Identifier, 0 none */
 	uint8_t qos;
 	bool no_local, retain_as_published;
@@ -94,6 +95,7 @@ struct topics {
 	struct match **cache;
 	void **found;                   /* scratch of topic_match */
 	uint32_t found_n, found_cap;
+	uint32_t visits;                /* nodes that topic_match looked at */
 	uint32_t n_subs, n_shared, n_retained;
 };
 
@@ -146,22 +148,26 @@ struct msg *topic_retained(struct topics *t, struct mqtt_str topic);
 /* Removes the retained message whose timer this is. */
 void topic_lapse(struct topics *t, struct timer *timer);
 
-/* A walk over the retained messages that match a filter, which may be
- * continued later, whatever has changed in between. */
+/* A walk over the retained messages that match a subscription's filter, which
+ * may be continued later, whatever has changed in between. It ends with its
+ * subscription. */
 struct scan {
-	struct scan *next;
-	struct sub *sub;                /* on whose behalf */
-	struct node *at;                /* pinned */
+	struct scan *next, **prev;      /* in the session's list */
+	struct sub *sub;
+	struct node *at;                /* pinned; NULL at the end */
 	uint32_t depth;                 /* levels down to it */
 	uint32_t filter_len;
 	uint8_t filter[];
 };
 
-/* NULL: no memory. scan_next gives the next message, NULL at the end or when
- * *steps (nodes looked at, counted down) has reached 0. */
-struct scan *scan_new(struct topics *t, struct sub *sub,
-    struct mqtt_str filter);
+/* Starts anew for sub, which is not shared and whose filter's text is given, at
+ * the head of list. false: no memory. */
+bool scan_start(struct topics *t, struct sub *sub, struct mqtt_str filter,
+    struct scan **list);
+
+/* The next message, NULL at the end (s->at is NULL then) or when *steps (nodes
+ * looked at, counted down) has reached 0. */
 struct msg *scan_next(struct topics *t, struct scan *s, uint32_t *steps);
-void scan_free(struct topics *t, struct scan *s);
+void scan_end(struct topics *t, struct scan *s);
 
 #endif

@@ -12,7 +12,7 @@ import pytest
 import wire
 from v5 import *
 from v5 import connect, dial
-from wire import V5, V311, Will
+from wire import V5, Will
 
 
 # 3.1.0: the first packet

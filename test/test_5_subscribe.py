@@ -10,7 +10,7 @@ import pytest
 import wire
 from v5 import *
 from v5 import connect, dial
-from wire import V5, V311, Will
+from wire import V5, V311
 
 
 # 3.8, 3.9: SUBSCRIBE and SUBACK
@@ -470,6 +470,31 @@ def test_long_names(connect):
     sub.nothing()
 
 
+def test_very_many_levels(connect, topic):
+    """A name of thousands of levels is well formed. The server accepts it, or says that it does not: in
+    the ack or in DISCONNECT. [MQTT5-4.7.3-4] [MQTT5-3.9.3-2] [MQTT5-3.4.2-1]"""
+    name = topic + "/" * 20000
+    accepted = []
+    for filter in (name, name + "+", name + "#"):
+        client = connect()
+        client.send(wire.subscribe(V5, 1, [(filter, 1)]))
+        p = client.receive()
+        if p.type == DISCONNECT:
+            assert p.reason in (FILTER_INVALID, QUOTA_EXCEEDED)
+        else:
+            assert p.type == SUBACK and p.reasons[0] in (1, FILTER_INVALID, QUOTA_EXCEEDED)
+            accepted += [client] * (p.reasons[0] == 1)
+    client = connect()
+    client.send(wire.publish(V5, name, "deep", 1, pid=9))
+    p = client.receive()
+    if p.type == DISCONNECT:
+        assert p.reason in (TOPIC_INVALID, QUOTA_EXCEEDED)
+    else:
+        assert p.type == PUBACK and p.reason in (SUCCESS, NO_SUBSCRIBERS, TOPIC_INVALID, QUOTA_EXCEEDED)
+        for sub in accepted:
+            assert [m.topic for m in collect(sub)] == [name] * (p.reason == SUCCESS)
+
+
 def test_dollar_topics(new_broker, connect):
     """Filters that begin with # or + do not match topics that begin with $, live or retained; neither
     does a shared # do. [MQTT5-4.7.2-1]"""
@@ -687,6 +712,42 @@ def test_shared_qos_1_moves_on(connect, topic):
     got = collect(other)
     assert all(not p.dup for p in got)
     assert sorted(payloads(got) + [first.payload], key=int) == sent, held
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_shared_member_comes_back(connect, topic, qos):
+    """What waits for a member that is away is neither lost nor sent twice, whether it waits or goes to
+    another. A single member finds it all. [MQTT5-4.8.2-4] [MQTT5-4.5.0-1] [MQTT5-4.4.0-1]"""
+    props = {"receive_maximum": 1, **LASTING}
+    one, pub = connect(properties=props), connect()
+    one.subscribe(f"$share/g/{topic}", qos=qos)
+    sent = [b"%d" % i for i in range(16)]
+    for payload in sent[:4]:
+        pub.publish(topic, payload, qos=qos)
+    pid = one.expect_publish(topic, "0", qos=qos, flow=False).pid
+    one.close()
+    one = connect(one.id, clean=False, properties=props)
+    one.expect_publish(topic, "0", qos=qos, dup=True, pid=pid)
+    assert payloads(collect(one)) == sent[1:4]
+
+    other = connect()
+    other.subscribe(f"$share/g/{topic}", qos=qos)
+    for payload in sent[4:12]:
+        pub.publish(topic, payload, qos=qos)
+    in_flight = one.expect_publish(topic, qos=qos, flow=False).payload
+    one.close()
+    connect(one.id, clean=False, properties=props).close()      # the server knows that it is away
+    for payload in sent[12:]:
+        pub.publish(topic, payload, qos=qos)
+    got = collections.Counter(payloads(collect(other)))
+    one = connect(one.id, clean=False, properties=props)
+    got.update(payloads(collect(one)))
+    if qos == 1:
+        assert got.pop(in_flight) in (1, 2)
+    else:
+        assert got.pop(in_flight) == 1
+    assert got == {payload: 1 for payload in sent[4:] if payload != in_flight}
+    other.nothing()
 
 
 @pytest.mark.parametrize("qos, ack, reason", [(1, PUBACK, 0x80), (1, PUBACK, 0x97), (2, PUBREC, 0x83), (2, PUBREC, 0x99)])

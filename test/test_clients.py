@@ -37,6 +37,7 @@ VERSIONS = {"mqttv31": 1, "mqttv311": 2, "mqttv5": 5}   # -V of mosquitto_sub: p
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
 each_qos = pytest.mark.parametrize("qos", [0, 1, 2])
+each_end = pytest.mark.parametrize("end", ["kill", "stop"])     # of the broker: SIGKILL or SIGTERM
 
 LARGE = hashlib.shake_128(b"large").digest(1 << 20)
 
@@ -59,6 +60,7 @@ class Program:
         self.output = b""       # all that it wrote, to stdout and stderr
         self.lines = []         # of these, the lines that nobody has taken yet
         self._news = threading.Condition()
+        self._ended = False     # of the output
         self.process = subprocess.Popen(
             words, env={**os.environ, "XDG_CONFIG_HOME": os.devnull},   # no options of this user
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
@@ -72,6 +74,9 @@ class Program:
                 self.output += line
                 self.lines.append(line.decode(errors="replace").rstrip("\n"))
                 self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
 
     def take(self, regex, timeout=WAIT_S):
         """Takes the first line that the regex finds, waiting for it; returns the match."""
@@ -84,8 +89,8 @@ class Program:
                         del self.lines[i]
                         return found
                 left = deadline - time.monotonic()
-                assert left > 0 and self._reader.is_alive(), f"no line /{regex}/ from {self}"
-                self._news.wait(min(left, 0.5))     # the end of the program is no news
+                assert left > 0 and not self._ended, f"no line /{regex}/ from {self}"
+                self._news.wait(left)
 
     def write(self, text):
         """Writes to stdin, from here on and without waiting."""
@@ -420,7 +425,7 @@ def test_mosquitto_message_expiry(pub, sub, topic):
         pub(f"-V mqttv5 -t {topic} -q 1 -m live")
         return reader.finish() == ["live"]
 
-    wait_for(gone, "expiry")
+    wait_for(gone, "expiry", WAIT_S)
 
 
 def test_mosquitto_topic_alias_from_the_client(broker, pub, sub, topic):
@@ -451,12 +456,13 @@ def test_mosquitto_will_properties(pub, sub, topic):
 def test_mosquitto_will_delay(broker, pub, sub, topic, cid):
     """The will of a session that is back in time is not sent; that of one that stays away is."""
     watcher = sub(f"-V mqttv5 -t {topic} -C 2")
-    line = f"-V mqttv5 -c -x 100 -t {topic}/x --will-topic {topic} -D will will-delay-interval 1"
-    away, back = (sub(f"{line} -i {cid}{who} --will-payload {who}") for who in ("away", "back"))
-    for victim in (away, back):
+    line = f"-V mqttv5 -c -x 100 -t {topic}/x --will-topic {topic} -D will will-delay-interval 2"
+    for who in ("back", "away"):
+        victim = sub(f"{line} -i {cid}{who} --will-payload {who}")
         victim.kill()
-        broker.wait_log(f"Client {victim.id} .*(closed|lost|disconnected)", timeout=WAIT_S)
-    sub(f"{line} -i {back.id}")
+        broker.wait_log(rf"Client {cid}{who} \S+ (disconnected|closed)", timeout=WAIT_S)
+        if who == "back":
+            sub(f"{line} -i {cid}{who}")
     watcher.take("away")
     pub(f"-t {topic} -q 1 -m end")
     assert watcher.finish() == ["end"]
@@ -519,29 +525,37 @@ def test_mosquitto_password(new_broker, mosquitto, version):
         mosquitto(f"pub -V {version} -t x -m hello {login}", own).finish(code)
 
 
-@pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
-def test_mosquitto_sub_reconnects(new_broker, pub, sub, version):
-    """The broker is killed; mosquitto_sub finds it again and subscribes anew."""
+@pytest.mark.parametrize("version, end", [
+    ("mqttv31", "kill"), ("mqttv311", "kill"), ("mqttv5", "kill"), ("mqttv311", "stop"),
+    pytest.param("mqttv5", "stop", marks=pytest.mark.xfail(
+        strict=True, reason="mosquitto_sub 2.0 ends, with code 0, when the broker sends DISCONNECT 0x8B"))])
+def test_mosquitto_sub_reconnects(new_broker, pub, sub, version, end):
+    """The broker is started anew; mosquitto_sub finds it again and subscribes again."""
     own = new_broker(args=["-v"])
     reader = sub(f"-V {version} -t x -q 1 -C 2", own)
     pub("-t x -q 1 -m before", own)
     reader.take("before")
-    own.kill()
+    getattr(own, end)()
     own.start()
-    own.wait_log(f"Sending SUBACK to {reader.id}$", timeout=WAIT_S)
+
+    def subscribed():
+        assert reader.process.poll() is None, f"unexpected end of {reader}"
+        return re.search(f"Sending SUBACK to {reader.id}$", own.log(), re.MULTILINE)
+
+    wait_for(subscribed, "subscription", WAIT_S)
     pub("-t x -q 1 -m after", own)
     assert reader.finish() == ["after"]
 
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
 def test_mosquitto_two_with_one_id(broker, sub, cid, topic, version):
-    first = sub(f"-V {version} -i {cid} -t {topic}")
+    first = sub(f"-V {version} -i {cid} -t {topic} -d")
     sub(f"-V {version} -i {cid} -t {topic}")
     broker.wait_log(f"Client {cid} already connected, closing old connection")
     if version == "mqttv5":
-        first.take(r"Received DISCONNECT \(142\)")
-    else:   # it comes back, for ever
-        broker.wait_log(f"as {cid} .*", after=broker.mark(), timeout=WAIT_S)
+        assert "Received DISCONNECT (142)" in first.finish()
+    else:   # nobody tells it why; it comes back
+        broker.wait_log(f"New client connected from .* as {cid} ", after=broker.mark(), timeout=WAIT_S)
 
 
 @each_version
@@ -700,6 +714,16 @@ def test_paho_many_filters(connect_paho, topic, version):
 
 
 @each_paho
+def test_paho_large_payload(connect_paho, topic, version):
+    client = connect_paho(version)
+    client.subscribe(topic, 2)
+    for qos in range(3):
+        client.publish(topic, LARGE, qos)
+        message = client.message()
+        assert (message.payload == LARGE, message.qos) == (True, qos)
+
+
+@each_paho
 def test_paho_retained(connect_paho, topic, version):
     client = connect_paho(version)
     client.publish(topic, "kept", 1, retain=True)
@@ -843,13 +867,14 @@ def test_paho_refused(new_broker, make_paho, version):
     client.ends.get(timeout=WAIT_S)
 
 
+@each_end
 @each_paho
-def test_paho_reconnects(new_broker, make_paho, version):
+def test_paho_reconnects(new_broker, make_paho, version, end):
     """After a restart; a message published in between is sent then."""
     own = new_broker()
     client = make_paho(version)
     client.connect(own)
-    own.kill()
+    getattr(own, end)()
     client.ends.get(timeout=WAIT_S)
     client.client.publish("x", "from the gap", 1, retain=True)
     own.start()
@@ -940,7 +965,7 @@ def test_mqttjs(broker, mqttjs, topic, app):
                 (topic, "température", qos, False)
             reader.do("unsubscribe", topic)
     one.send("end")
-    assert "message" not in "".join(one.program.finish())
+    assert '"event":"message"' not in "".join(one.program.finish())
     broker.wait_log(rf"Received DISCONNECT from {one.id}")
 
 
@@ -969,13 +994,14 @@ def test_mqttjs_will(mqttjs, topic, app):
         assert message["properties"] == dict(contentType="text/plain", userProperties=dict(b="1", a=["2", "3"]))
 
 
+@each_end
 @each_app
-def test_mqttjs_reconnects(new_broker, mqttjs, pub, app):
+def test_mqttjs_reconnects(new_broker, mqttjs, pub, app, end):
     """After a restart MQTT.js subscribes again, and sends what was published in between."""
     own = new_broker(args=["-v"])
     client = mqttjs(app, own)
     client.subscribe("x", qos=1)
-    own.kill()
+    getattr(own, end)()
     client.event("close")
     client.send("publish", "y", "from the gap", dict(qos=1, retain=True))
     own.start()
