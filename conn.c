@@ -101,33 +101,27 @@ read_large(struct conn *c, uint8_t **data, size_t *n)
 int
 conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n)
 {
-	bool due = c->ready;
 	size_t kept = c->in_len;
 	ssize_t got;
 
-	c->ready = false;
 	c->got = 0;
-	if (kept > KEEP_SMALL && !due)
-		return read_large(c, data, n);
-	if (kept) {
-		memcpy(buf, c->in, kept);
-		free_in(c);
-	}
-	*data = buf;
-	*n = kept;
 	/* What is left over is handled before more is read. */
-	if (due)
-		return 1;
-	got = read_some(c, buf + kept, CONN_BUF - kept);
-	if (got >= 0) {
-		*n += (size_t)got;
+	if (c->ready) {
+		c->ready = false;
+		*data = c->in;
+		*n = kept;
 		return 1;
 	}
-	if (kept && !conn_keep(c, buf, kept, 0))
-		errno = ENOMEM;
-	else if (got == -2)
-		return 0;
-	return -1;
+	if (kept > KEEP_SMALL)
+		return read_large(c, data, n);
+	if (kept)
+		memcpy(buf, c->in, kept);
+	got = read_some(c, buf + kept, CONN_BUF - kept);
+	if (got < 0)
+		return got == -2 ? 0 : -1;
+	*data = buf;
+	*n = kept + (size_t)got;
+	return 1;
 }
 
 bool
@@ -144,19 +138,18 @@ conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole)
 	}
 	if (whole > n && cap > whole)
 		cap = whole;
-	if (c->in && data == c->in) {
-		if (n < c->in_cap)
-			return true;
-		p = mem_resize(c->in, c->in_cap, cap);
-	} else {
-		p = mem_alloc(cap);
-		if (p)
-			memcpy(p, data, n);
-		if (p && c->in)
-			mem_free(c->in, c->in_cap);
+	/* In place where it fits; a large packet on its way stays as it is. */
+	if (c->in && n < c->in_cap && c->in_cap <= 2 * cap) {
+		if (data != c->in)
+			memmove(c->in, data, n);
+		c->in_len = (uint32_t)n;
+		return true;
 	}
+	p = mem_alloc(cap);
 	if (!p)
 		return false;
+	memcpy(p, data, n);
+	mem_free(c->in, c->in_cap);
 	c->in = p;
 	c->in_cap = (uint32_t)cap;
 	c->in_len = (uint32_t)n;

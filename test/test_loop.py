@@ -209,3 +209,27 @@ def test_pings_without_reading(new_broker, dial, connect):
         got += len(data)
     greedy.sock.sendall(pingreq()[n % 2:])
     assert greedy.expect(PINGRESP)
+
+
+def test_large_packet_while_the_output_is_full(new_broker, connect):
+    """A client that takes nothing sends a large packet in pieces: the rest of it waits, and arrives
+    once the client reads."""
+    broker = new_broker("log_type information")
+    stuck, other = connect(broker=broker, receive_buffer=4096, timeout=20), connect(broker=broker, timeout=20)
+    stuck.subscribe("flood")
+    other.subscribe("large")
+    large = publish(V311, "large", bytes(1_000_000))
+    stuck.send(large[:600_000])
+    for _ in range(30):
+        other.publish("flood", bytes(900_000))
+    other.ping()
+    stuck.sock.settimeout(0.01)
+    sent = 600_000
+    got = 0
+    while sent < len(large):
+        try:
+            sent += stuck.sock.send(large[sent:sent + 50_000])
+        except TimeoutError:
+            got += len(stuck.sock.recv(1 << 20))
+    stuck.sock.settimeout(20)
+    assert len(other.expect_publish("large", timeout=20).payload) == 1_000_000

@@ -707,38 +707,6 @@ TEST(received_without_memory)
 
 /* ---- the end ---- */
 
-static struct scan *
-scan(struct sub *sub)
-{
-	struct scan *sc = scan_new(&topics, sub, STR("#"));
-
-	CHECK(sc);
-	sc->next = s->scans;
-	s->scans = sc;
-	return sc;
-}
-
-TEST(scans_end)
-{
-	struct sub *a, *b;
-	struct scan *kept;
-
-	begin();
-	subscribe("#", &a);
-	subscribe("b", &b);
-	scan(a);
-	kept = scan(b);
-	scan(a);
-	session_end_scans(s, &topics, a);
-	CHECK(s->scans == kept && !kept->next);
-	session_end_scans(s, &topics, a);
-	CHECK(s->scans == kept);
-	scan(a);
-	session_end_scans(s, &topics, NULL);
-	CHECK(!s->scans);
-	end();
-}
-
 TEST(will_is_freed)
 {
 	begin();
@@ -759,9 +727,8 @@ TEST(session_takes_all_along)
 
 	begin();
 	subscribe("a/+", &sub);
-	scan(sub);
+	CHECK(scan_start(&topics, sub, STR("a/+"), &s->scans));
 	subscribe("$share/g/x/#", &sub);
-	scan(sub);
 	CHECK(topic_retain(&topics, STR("a/b"), hello));
 	d = delivery_new(hello, sub->group, 1, false, NULL, 0);
 	CHECK(d && session_queue(s, d) && session_sent(s, d));
