@@ -199,7 +199,7 @@ static void
 handle_left_over(struct broker *b)
 {
 	for (struct conn *c = b->todo; c; c = c->next_todo)
-		if (c->ready && c->out_len <= CONN_HIGH_WATER)
+		if (c->ready && !conn_choked(c))
 			client_input(b, (struct client *)c);
 }
 

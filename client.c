@@ -995,7 +995,7 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 
 	*whole = 0;
 	while (done < n && c->state < CLIENT_CLOSING) {
-		if (b->work > limit || c->conn.out_len > CONN_HIGH_WATER) {
+		if (b->work > limit || conn_choked(&c->conn)) {
 			c->conn.ready = true;
 			return done;
 		}
@@ -1179,7 +1179,7 @@ client_settle(struct broker *b, struct client *c)
 		client_free(b, c);
 		return;
 	}
-	read = c->conn.out_len <= CONN_HIGH_WATER;
+	read = !conn_choked(&c->conn);
 	if ((c->conn.ready && read) ||
 	    (c->state == CLIENT_UP && !c->blocked && more_to_send(c)))
 		todo(b, c);

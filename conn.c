@@ -206,6 +206,7 @@ conn_put_payload(struct conn *c, struct msg *m)
 	k->data = m->bytes + m->topic_len + m->props_len;
 	k->end = m->payload_len;
 	c->out_len += m->payload_len;
+	c->out_lent += m->payload_len;
 	return true;
 }
 
@@ -217,13 +218,14 @@ written(struct conn *c, size_t n)
 
 	c->out_len -= (uint32_t)n;
 	while ((k = c->out)) {
-		size_t here = k->end - k->start;
+		size_t here = k->end - k->start < n ? k->end - k->start : n;
 
-		if (here > n) {
-			k->start += (uint32_t)n;
-			return;
-		}
+		if (k->msg)
+			c->out_lent -= (uint32_t)here;
+		k->start += (uint32_t)here;
 		n -= here;
+		if (k->start < k->end)
+			return;
 		c->out = k->next;
 		free_chunk(k);
 	}

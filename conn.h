@@ -32,6 +32,7 @@ struct conn {
 	uint32_t in_len, in_cap;
 	uint32_t got;           /* bytes of the last read */
 	uint32_t out_len;       /* bytes in the chain */
+	uint32_t out_lent;      /* of these, in messages that it refers to */
 	struct chunk *out, *out_tail;
 	struct conn *next_todo; /* in the loop's list, while todo is set */
 	uint32_t heard;         /* the loop's tick at the last input */
@@ -46,12 +47,19 @@ struct conn {
 /* The loop's shared input buffer. One read takes at most this much. */
 #define CONN_BUF (256 * 1024)
 
-/* Above this many bytes of output a peer's requests are no longer read: it
- * does not take our answers. Below CONN_LOW_WATER queued messages are
- * encoded. The second is the lower one, so that deliveries alone never keep a
- * client from being heard. */
+/* Above this many bytes of output, large payloads not counted, a peer's
+ * requests are no longer read: it does not take our answers. Below
+ * CONN_LOW_WATER queued messages are encoded. The second is the lower one, so
+ * that deliveries alone never keep a client from being heard: it may be one
+ * that reads only when it has written. */
 #define CONN_LOW_WATER (128 * 1024)
 #define CONN_HIGH_WATER (192 * 1024)
+
+static inline bool
+conn_choked(const struct conn *c)
+{
+	return c->out_len - c->out_lent > CONN_HIGH_WATER;
+}
 
 void conn_init(struct conn *c, int fd, const struct conn_addr *peer);
 
