@@ -292,14 +292,17 @@ init(struct broker *b)
 	return sys_init(b);
 }
 
-/* Says good-bye; wills of those who are cut off are published. */
+/* Their wills are published. No DISCONNECT 0x8B is sent, which the standard
+ * leaves open: mosquitto_sub takes it as the end and does not come back when
+ * the broker is started anew. */
 static void
 close_clients(struct broker *b)
 {
 	for (uint32_t fd = 0; fd < b->watch.n_fds; fd++)
 		if (b->watch.by_fd[fd])
-			client_close(b, (struct client *)b->watch.by_fd[fd],
-			    MQTT_SHUTTING_DOWN, NULL);
+			client_cut_off(b,
+			    (struct client *)b->watch.by_fd[fd],
+			    "server shutting down");
 	settle(b);
 	for (uint32_t fd = 0; fd < b->watch.n_fds; fd++)
 		if (b->watch.by_fd[fd])

@@ -142,9 +142,8 @@ client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
 	hang_up(b, c);
 }
 
-/* The connection does not work any more: nothing can be sent. */
-static void
-lost(struct broker *b, struct client *c, const char *reason)
+void
+client_cut_off(struct broker *b, struct client *c, const char *reason)
 {
 	if (c->state < CLIENT_CLOSING)
 		log_disconnect(b, c, reason, NULL);
@@ -1035,7 +1034,7 @@ client_input(struct broker *b, struct client *c)
 	if (r == 0)
 		return;
 	if (r < 0) {
-		lost(b, c, errno == 0 ? "connection closed by client" :
+		client_cut_off(b, c, errno == 0 ? "connection closed by client" :
 		    errno == ENOMEM ? "out of memory" : "connection lost");
 		return;
 	}
@@ -1046,7 +1045,7 @@ client_input(struct broker *b, struct client *c)
 	b->stats.bytes_received += c->conn.got;
 	done = handle(b, c, data, n, &whole);
 	if (!conn_keep(&c->conn, data + done, n - done, whole))
-		lost(b, c, "out of memory");
+		client_cut_off(b, c, "out of memory");
 	if (c->conn.ready)
 		todo(b, c);
 }
@@ -1061,7 +1060,7 @@ client_event(struct broker *b, struct client *c, short events)
 	if (events & POLLIN)
 		client_input(b, c);
 	else if (events & (POLLERR | POLLHUP))
-		lost(b, c, "connection lost");
+		client_cut_off(b, c, "connection lost");
 }
 
 /* ---- life ---- */
@@ -1132,7 +1131,7 @@ client_timer(struct broker *b, struct client *c)
 			client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT, NULL);
 		break;
 	default:
-		lost(b, c, NULL);
+		client_cut_off(b, c, NULL);
 	}
 }
 
@@ -1168,7 +1167,7 @@ client_settle(struct broker *b, struct client *c)
 		route_pump(b, c);
 	flush(b, c);
 	if (c->failed && c->state != CLIENT_DEAD) {
-		lost(b, c, "connection lost");
+		client_cut_off(b, c, "connection lost");
 		return;         /* it is on the list again */
 	}
 	if (c->state == CLIENT_CLOSING && c->conn.out_len == 0) {

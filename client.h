@@ -37,6 +37,10 @@ void client_session_timer(struct broker *b, struct session *s);
 void client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
     const char *why);
 
+/* Ends the connection without another word, because it does not work any more
+ * or is not to be told; the will is published. */
+void client_cut_off(struct broker *b, struct client *c, const char *reason);
+
 /* Ends a session that has no connection; a will that waits is published. */
 void client_end_session(struct broker *b, struct session *s);
 

@@ -894,8 +894,6 @@ mqtt_reason_name(enum mqtt_reason r)
 		return "server unavailable";
 	case MQTT_BUSY:
 		return "server busy";
-	case MQTT_SHUTTING_DOWN:
-		return "server shutting down";
 	case MQTT_BAD_AUTH_METHOD:
 		return "bad authentication method";
 	case MQTT_KEEP_ALIVE_TIMEOUT:

@@ -221,8 +221,7 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 		return;
 	*p++ = MQTT_CONNACK << 4;
 	p = mqtt_put_varint(p, len);
-	/* Before 3.1.1 the first byte was reserved. */
-	*p++ = present && c->version != MQTT_31;
+	*p++ = present;
 	*p++ = code;
 	if (v5) {
 		p = mqtt_put_varint(p, n);
@@ -237,11 +236,13 @@ send_connack(struct broker *b, struct client *c, const struct connack *k)
 {
 	uint8_t props[64 + CONFIG_ID_MAX], *end = props;
 
-	log_debug("Sending CONNACK to %s (%d, 0)", client_id(c),
-	    k->session_present);
+	/* Before 3.1.1 the first byte was reserved. */
+	bool present = k->session_present && c->version != MQTT_31;
+
+	log_debug("Sending CONNACK to %s (%d, 0)", client_id(c), present);
 	if (c->version == MQTT_5)
 		end = connack_props(props, b, c, k);
-	put_connack(b, c, k->session_present, 0, props,
+	put_connack(b, c, present, 0, props,
 	    (uint32_t)(end - props));
 }
 
