@@ -213,9 +213,11 @@ answer(struct watch *w, struct conn *c, const struct watch_calls *to)
 {
 	bool often = w->tick - c->heard < 2;
 
-	c->heard = w->tick;
+	c->got = 0;
 	to->conn(to->arg, c, POLLIN);
-	if (c->hot < 0 && (often || c->more))
+	if (c->got > 0)
+		c->heard = w->tick;
+	if (c->hot < 0 && c->got > 0 && (often || c->more))
 		heat(w, c);
 }
 

@@ -650,8 +650,11 @@ class Paho:
         return [self.message().payload.decode() for _ in range(n)]
 
     def cut(self):
-        """The connection is gone, without DISCONNECT; paho connects again by itself."""
-        self.client.socket().shutdown(socket.SHUT_RDWR)
+        """The connection is gone, without DISCONNECT; paho connects again by itself. It may be at
+        that already: a broker that keeps to its Receive Maximum refuses a client that does not."""
+        sock = self.client.socket()
+        if sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def disconnect(self):
         self.client.disconnect()

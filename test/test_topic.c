@@ -1011,25 +1011,32 @@ TEST(subscribe_without_memory_for_tables)
 
 TEST(match_without_memory)
 {
+	static const char *const filters[] = { "a/b", "a/+", "+/b", "a/#", "#",
+	    "+/+", "+/#", "a/b/#", "a/+/#", "+/b/#", "+/+/#" };
 	const struct match *m = NULL;
+	char shared[32];
 	size_t used;
 
 	begin();
-	subscribe(&people[0], "#");
-	subscribe(&people[1], "a/b");
-	subscribe(&people[2], "$share/g/+/b");
+	for (size_t i = 0; i < N(filters); i++)
+		for (size_t k = 0; k < N(people); k++)
+			subscribe(&people[k], filters[i]);
+	for (int i = 0; i < 100; i++) {
+		sprintf(shared, "$share/%d/+/b", i);
+		subscribe(people, shared);
+	}
 	used = mem_used();
 	for (size_t more = 1; !m; more += 8) {
 		mem_set_limit(used + more);
 		m = topic_match(&topics, str("a/b"));
 	}
-	CHECK(m->n_subs == 2 && m->n_groups == 1);
+	CHECK(m->n_subs == N(filters) * N(people) && m->n_groups == 100);
 	mem_set_limit(1);               /* what is known needs no memory */
 	CHECK(topic_match(&topics, str("a/b")) == m);
 	CHECK(!topic_match(&topics, str("a/c")));
-	CHECK(topic_match(&topics, str("a/b")) == m && m->n_subs == 2);
+	CHECK(topic_match(&topics, str("a/b")) == m && m->n_groups == 100);
 	mem_set_limit(0);
-	CHECK(topic_match(&topics, str("a/c"))->n_subs == 1);
+	CHECK(topic_match(&topics, str("a/c"))->n_groups == 0);
 	unsubscribe_all();
 	end();
 }
