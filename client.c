@@ -551,10 +551,11 @@ check_publish(const struct broker *b, struct client *c,
 		*why = "retain, but retain_available is false";
 		return MQTT_NO_RETAIN;  /* [MQTT5-3.2.2-14] */
 	}
-	/* [MQTT5-3.3.4-7]; what was received twice counts once */
+	/* [MQTT5-3.3.4-7]; the count starts anew with each connection, and
+	 * what was received twice counts once */
 	if (p->qos == 2 && c->version == MQTT_5 &&
 	    b->conf->max_inflight_messages > 0 &&
-	    c->session->n_received >= b->conf->max_inflight_messages &&
+	    c->unreleased >= b->conf->max_inflight_messages &&
 	    !session_received(c->session, p->id)) {
 		*why = "more QoS 2 messages than the receive maximum allows";
 		return MQTT_RECEIVE_MAX_EXCEEDED;
@@ -613,6 +614,8 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	/* [MQTT5-4.3.3-9]: a refusal ends the exchange. 3.x has none. */
 	if (r != MQTT_OK && c->version == MQTT_5)
 		session_take_received(c->session, p->id);
+	else
+		c->unreleased++;
 	send_ack(b, c, MQTT_PUBREC, p->id, r);
 }
 
@@ -701,6 +704,8 @@ static void
 on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
 {
 	log_debug("Received PUBREL from %s (Mid: %d)", client_id(c), a->id);
+	if (c->unreleased > 0)
+		c->unreleased--;
 	send_ack(b, c, MQTT_PUBCOMP, a->id,
 	    session_take_received(c->session, a->id) ? MQTT_OK :
 	    MQTT_ID_NOT_FOUND);

@@ -52,6 +52,8 @@ struct client {
 	int64_t last_in_ms;             /* a whole packet */
 	uint32_t packet_max;            /* the client's Maximum Packet Size */
 	uint16_t keepalive;             /* s, as in force */
+	uint16_t unreleased;            /* QoS 2 messages that came first on
+	                                 * this connection, before PUBREL */
 	uint8_t state;                  /* enum client_state */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
 	bool bridge;

@@ -440,3 +440,20 @@ def test_will_of_a_refused_connect(connect, dial, topic):
     client.send(wire.connect(V5, "refused", will=Will(topic, "x"), properties={"authentication_method": "x"}))
     expect_refused(client, BAD_METHOD, NOT_AUTHORIZED)
     sub.nothing()
+
+
+def test_receive_maximum_starts_anew(new_broker, connect):
+    """Each connection starts with the whole quota, whatever PUBRELs are still to come; only what is sent
+    on it counts. [MQTT5-3.3.4-7] [MQTT5-4.9.0-1]"""
+    broker = new_broker("max_inflight_messages 3")
+    client = connect("quota", broker=broker, properties={"session_expiry_interval": 60})
+    for pid in (1, 2, 3):
+        client.publish("x", "old", qos=2, pid=pid, flow=False)
+        client.expect(wire.PUBREC, pid=pid)
+    client.close()
+    client = connect("quota", broker=broker, clean=False, properties={"session_expiry_interval": 60})
+    for pid in (4, 5, 6):
+        client.publish("x", "new", qos=2, pid=pid, flow=False)
+        client.expect(wire.PUBREC, pid=pid)
+    client.publish("x", "one too many", qos=2, pid=7, flow=False)
+    client.expect_disconnect(0x93)
