@@ -271,11 +271,12 @@ get_prop(struct mqtt_in *in, unsigned where, struct mqtt_props *pr, uint32_t id)
 	keep_value(pr, id, num, s);
 }
 
-/* Reads the properties of packet type where (0: a Will). What is not handed
- * on is squeezed out of the bytes, so that the rest is one view. */
+/* Reads the properties of packet type where (0: a Will). In a message, what is
+ * not handed on is squeezed out of the bytes, so that the rest is one view. */
 static void
 get_props(struct mqtt_in *in, unsigned where, struct mqtt_props *pr)
 {
+	bool message = where == 0 || where == MQTT_PUBLISH;
 	uint32_t len = get_varint(in), id;
 	struct mqtt_in sub = { .p = in->p };
 	uint8_t *start, *kept = in->p;
@@ -297,7 +298,7 @@ get_props(struct mqtt_in *in, unsigned where, struct mqtt_props *pr)
 			break;
 		}
 		get_prop(&sub, where, pr, id);
-		if (sub.err || !prop_rules[id].forward)
+		if (sub.err || !message || !prop_rules[id].forward)
 			continue;
 		if (kept != start)
 			memmove(kept, start, (size_t)(sub.p - start));

@@ -13,7 +13,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 BUILD = os.path.join(HERE, "..", os.environ.get("BUILD", "build"))
 
 
-def tests():
+def collect():
     """(program, test) of all; a program that is not there has the test None."""
     for source in sorted(glob.glob(os.path.join(HERE, "test_*.c"))):
         name = os.path.splitext(os.path.basename(source))[0]
@@ -25,7 +25,7 @@ def tests():
             yield pytest.param(program, test, id=f"{name}-{test}")
 
 
-@pytest.mark.parametrize("program, test", tests())
+@pytest.mark.parametrize("program, test", collect())
 def test_c(program, test):
     assert test, f"{program} was not built"
     done = subprocess.run([program, test], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
