@@ -337,7 +337,7 @@ send_next(struct broker *b, struct client *c)
 	struct delivery *d = session_unsent(s);
 	struct mqtt_publish p;
 
-	if (d->state == RELEASED) {
+	if (d->state == TO_RELEASE) {
 		session_resent(s);
 		send_ack(b, c, MQTT_PUBREL, d->id, MQTT_OK);
 		return true;
@@ -452,7 +452,7 @@ route_leave(struct broker *b, struct session *s, bool ended)
 
 	for (d = s->out ? s->out->acked.first : NULL; d; d = next) {
 		next = d->next;
-		if (!d->group || !d->msg || d->state == RELEASED)
+		if (!d->group || !d->msg)
 			continue;
 		if (d->id && (!ended || d->qos == 2))
 			continue;

@@ -266,6 +266,7 @@ session_sent(struct session *s, struct delivery *d)
 void
 session_resent(struct session *s)
 {
+	s->out->unsent->state = RELEASED;
 	s->out->in_flight++;
 	s->out->unsent = s->out->unsent->next;
 }
@@ -275,7 +276,8 @@ session_in_flight(const struct session *s, uint16_t id)
 {
 	struct delivery *d = s->out && s->out->ring ? *slot(s->out, id) : NULL;
 
-	return d && d->id == id && d->state != WAITING ? d : NULL;
+	return d && d->id == id && (d->state == SENT || d->state == RELEASED) ?
+	    d : NULL;
 }
 
 void
@@ -289,8 +291,7 @@ delivery_release(struct delivery *d)
 void
 session_done(struct session *s, struct topics *t, struct delivery *d)
 {
-	if (s->out->in_flight)
-		s->out->in_flight--;
+	s->out->in_flight--;
 	session_drop(s, t, d);
 }
 
@@ -305,8 +306,7 @@ session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 	if (!o)
 		return;
 	for (struct delivery *d = o->acked.first; d != o->unsent; d = d->next)
-		if (d->state == SENT)
-			d->state = WAITING;
+		d->state = d->state == RELEASED ? TO_RELEASE : WAITING;
 	o->unsent = o->acked.first;
 	o->in_flight = 0;
 }

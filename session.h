@@ -13,7 +13,7 @@
  *   SENT     --PUBREC-->  RELEASED        PUBREL is out; the message is gone
  *
  * and when the connection is lost session_rewind puts `unsent` back to the
- * first. Messages of QoS 0 that find no room in the output wait apart, so
+ * first, SENT back to WAITING and RELEASED to TO_RELEASE. Messages of QoS 0 that find no room in the output wait apart, so
  * that a full window does not hold them up. All of this is the outbox, which
  * exists only while there is something in it: most sessions are idle.
  */
@@ -29,11 +29,11 @@
 #include "timer.h"
 #include "topic.h"
 
-enum delivery_state { WAITING, SENT, RELEASED };
+enum delivery_state { WAITING, SENT, RELEASED, TO_RELEASE };
 
 struct delivery {
 	struct delivery *next, *prev;
-	struct msg *msg;        /* NULL once it is RELEASED */
+	struct msg *msg;        /* NULL once PUBREC came */
 	struct group *group;    /* it came by a shared subscription */
 	uint32_t weight;        /* bytes, against max_queued_bytes */
 	uint16_t id;            /* packet identifier, 0 not yet sent */
@@ -160,7 +160,7 @@ void session_drop(struct session *s, struct topics *t, struct delivery *d);
  * flight. false: no id or no memory, nothing changed. */
 bool session_sent(struct session *s, struct delivery *d);
 
-/* d, the first unsent one, is RELEASED already: only its PUBREL goes out. */
+/* The first unsent one is TO_RELEASE: its PUBREL goes out again. */
 void session_resent(struct session *s);
 
 /* The delivery in flight with this id, NULL if none. */

@@ -94,7 +94,7 @@ timer_due(struct timers *ts, int64_t now_ms)
 {
 	struct timer *t;
 
-	if (timer_next(ts) > now_ms)
+	if (ts->n == 0 || timer_next(ts) > now_ms)
 		return NULL;
 	t = ts->heap[0];
 	take_out(ts, t);

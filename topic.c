@@ -613,8 +613,9 @@ topic_retain(struct topics *t, struct mqtt_str topic, struct msg *m)
 	}
 	if (!n->retained)
 		t->n_retained++;
+	msg_ref(m);
 	msg_unref(n->retained);
-	n->retained = msg_ref(m);
+	n->retained = m;
 	if (m->expires_ms == MSG_NEVER)
 		drop_lapse(t, n);
 	return true;
@@ -695,13 +696,13 @@ any_name(const struct levels *l, unsigned i)
 	    is(l->at[l->n - 1], '#');
 }
 
-/* n, or the first of its siblings that a wildcard at level i may take. */
-static struct node *
-allowed(struct node *n, unsigned i)
+/* Whether the walk stands at a topic in $... that a wildcard in the first level
+ * does not match: it goes no deeper there. */
+static bool
+hidden(const struct scan *s, const struct levels *l)
 {
-	while (n && i == 0 && n->name_len > 0 && n->name[0] == '$')
-		n = n->next;
-	return n;
+	return s->depth == 1 && any_name(l, 0) && s->at->name_len > 0 &&
+	    s->at->name[0] == '$';
 }
 
 /* The node after s->at in the walk, depth first; NULL at the end. */
@@ -710,20 +711,19 @@ successor(struct topics *t, struct scan *s, const struct levels *l)
 {
 	struct node *n = s->at, *to = NULL;
 
-	if (any_name(l, s->depth))
-		to = allowed(n->child, s->depth);
+	if (hidden(s, l))
+		to = NULL;
+	else if (any_name(l, s->depth))
+		to = n->child;
 	else if (s->depth < l->n)
 		to = child(&t->topics, n, l->at[s->depth]);
 	if (to) {
 		s->depth++;
 		return to;
 	}
-	for (; n != t->topics.root; n = n->parent, s->depth--) {
-		to = any_name(l, s->depth - 1) ?
-		    allowed(n->next, s->depth - 1) : NULL;
-		if (to)
-			return to;
-	}
+	for (; n != t->topics.root; n = n->parent, s->depth--)
+		if (any_name(l, s->depth - 1) && n->next)
+			return n->next;
 	return NULL;
 }
 
@@ -739,7 +739,7 @@ scan_next(struct topics *t, struct scan *s, uint32_t *steps)
 	while (s->at && *steps > 0) {
 		(*steps)--;
 		move(t, s, successor(t, s, &l));
-		if (s->at && s->at->retained &&
+		if (s->at && s->at->retained && !hidden(s, &l) &&
 		    (hash ? s->depth >= l.n - 1 : s->depth == l.n))
 			return s->at->retained;
 	}

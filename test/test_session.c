@@ -313,7 +313,8 @@ TEST(rewind_sends_again)
 
 	CHECK(d[0]->state == WAITING && d[0]->msg == hello);
 	CHECK(session_sent(s, d[0]) && d[0]->id == id[0]);
-	CHECK(session_unsent(s) == d[1] && d[1]->state == RELEASED);
+	CHECK(!session_in_flight(s, id[1]));
+	CHECK(session_unsent(s) == d[1] && d[1]->state == TO_RELEASE);
 	CHECK(!d[1]->msg && d[1]->id == id[1]);
 	session_resent(s);
 	CHECK(session_unsent(s) == d[3] && session_sent(s, d[3]));
@@ -536,7 +537,8 @@ model_send(void)
 
 	if (model.unsent == model.n)
 		return;
-	if (r->state == RELEASED) {
+	if (r->state == TO_RELEASE) {
+		r->state = RELEASED;
 		session_resent(s);
 	} else {
 		CHECK(session_sent(s, r->d));
@@ -577,6 +579,8 @@ model_rewind(void)
 	for (int i = 0; i < model.n; i++)
 		if (model.row[i].state == SENT)
 			model.row[i].state = WAITING;
+		else if (model.row[i].state == RELEASED)
+			model.row[i].state = TO_RELEASE;
 	model.unsent = model.in_flight = 0;
 }
 
