@@ -74,9 +74,10 @@ bench: $(B)/midge $(B)/load
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
 		echo "$$f for $(T) s"; build/fuzz/$$f -max_total_time=$(T) \
-		-print_final_stats=0 -verbosity=0 -timeout=10 \
-		-artifact_prefix=build/fuzz/ build/fuzz/$$f.corpus || exit 1; \
-	done
+		-timeout=10 -artifact_prefix=build/fuzz/ \
+		build/fuzz/$$f.corpus >build/fuzz/$$f.log 2>&1 || \
+		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
+		tail -1 build/fuzz/$$f.log; done
 
 build/fuzz/fuzz_%: test/fuzz_%.c $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz

@@ -1,0 +1,147 @@
+"""Options of the configuration file that change what clients see: each does what the README says."""
+
+import re
+
+import pytest
+
+from wire import PUBLISH, SUBACK, V311, V5
+
+
+def test_connect_timeout(new_broker, dial):
+    """Who connects and says nothing, or not all of a CONNECT, is let go, with a line in the log."""
+    broker = new_broker("connect_timeout 1", args=["-v"])
+    silent, slow = dial(broker), dial(broker)
+    slow.send(b"\x10")
+    silent.expect_closed(timeout=5)
+    slow.expect_closed(timeout=5)
+    broker.wait_log("disconnected: exceeded timeout. Cause: no CONNECT within connect_timeout")
+
+
+def test_max_queued_bytes(new_broker, connect):
+    """Beyond the bytes that may wait for a client, new messages are dropped; small ones still fit."""
+    broker = new_broker("max_queued_bytes 1000", "max_queued_messages 0")
+    away, pub = connect("away", broker=broker, clean=False), connect(broker=broker)
+    away.subscribe("t", qos=1)
+    away.disconnect()
+    for payload in (b"a" * 600, b"b" * 600, b"c" * 100):
+        pub.publish("t", payload, qos=1)
+    away = connect("away", broker=broker, clean=False)
+    away.expect_publish("t", b"a" * 600)
+    away.expect_publish("t", b"c" * 100)
+    away.nothing()
+    broker.wait_log("Outgoing messages are being dropped for client away")
+
+
+def test_queue_qos0_messages(new_broker, connect):
+    """QoS 0 messages wait for a client that is away, if the operator wants it."""
+    broker = new_broker("queue_qos0_messages true")
+    away, pub = connect("away", broker=broker, clean=False), connect(broker=broker)
+    away.subscribe("t", qos=1)
+    away.disconnect()
+    pub.publish("t", "zero")
+    pub.ping()
+    away = connect("away", broker=broker, clean=False)
+    away.expect_publish("t", "zero", qos=0)
+
+
+def test_upgrade_outgoing_qos(new_broker, connect):
+    """Messages come at the QoS of the subscription, even above their own."""
+    broker = new_broker("upgrade_outgoing_qos true")
+    sub, pub = connect(broker=broker), connect(broker=broker)
+    sub.subscribe("t", qos=2)
+    pub.publish("t", "x", qos=0)
+    sub.expect_publish("t", "x", qos=2)
+
+
+def test_auto_id_prefix(new_broker, connect):
+    broker = new_broker("auto_id_prefix class-")
+    client = connect("", broker=broker, version=V5)
+    assert re.fullmatch(r"class-[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}",
+                        client.connack.prop("assigned_client_identifier"))
+
+
+def test_clientid_prefixes(new_broker, dial):
+    """Only identifiers that begin so are let in; an assigned one is the broker's own business."""
+    broker = new_broker("clientid_prefixes lab-")
+    dial(broker).connect("lab-1")
+    dial(broker).connect("")
+    for version, reason in ((V311, 2), (V5, 0x85)):
+        for refused in ("lab", "other"):
+            client = dial(broker, version=version)
+            client.connect(refused, reason=reason)
+            client.expect_closed()
+
+
+def test_max_topic_alias_broker(new_broker, connect):
+    """0: the broker uses no alias, whatever the client offers."""
+    broker = new_broker("max_topic_alias_broker 0")
+    sub = connect(broker=broker, version=V5, properties={"topic_alias_maximum": 10})
+    sub.subscribe("t")
+    for _ in range(2):
+        sub.publish("t", "x")
+        assert sub.expect_publish("t", "x").properties == []
+
+
+def test_memory_limit(new_broker, connect):
+    """What would go beyond the limit is refused, everybody else goes on, and there is room again
+    when something is given back."""
+    broker = new_broker("memory_limit 3000000", "sys_interval 1")
+    greedy = connect(broker=broker, version=V5)
+    other = connect(broker=broker)
+    other.subscribe("small")
+    kept, reason = 0, 0
+    while reason < 0x80 and kept < 100:
+        reason = greedy.publish(f"large/{kept}", bytes(100_000), qos=1, retain=True).reason
+        kept += reason < 0x80
+    assert reason == 0x97 and 20 < kept < 30
+    other.publish("small", "still here")
+    other.expect_publish("small", "still here")
+    greedy.publish("large/0", "", qos=1, retain=True)
+    greedy.publish("large/1", "", qos=1, retain=True)
+    assert greedy.publish("large/new", bytes(100_000), qos=1, retain=True).reason < 0x80
+    for version in (V311, V5):
+        again = connect(broker=broker, version=version)
+        again.subscribe("large/new")
+        again.expect_publish("large/new")
+
+
+def test_memory_limit_closes_an_old_client(new_broker, connect):
+    """Before 5.0 no acknowledgement can say no: the connection ends, so that the client tries again."""
+    broker = new_broker("memory_limit 2000000")
+    client = connect(broker=broker)
+    with pytest.raises(AssertionError):
+        for i in range(100):
+            client.publish(f"large/{i}", bytes(100_000), qos=1, retain=True)
+    client.expect_closed()
+    broker.wait_log("disconnected: quota exceeded")
+    connect(broker=broker).ping()
+
+
+def test_set_tcp_nodelay_false(new_broker, connect):
+    """The option is taken; messages come all the same."""
+    broker = new_broker("set_tcp_nodelay false")
+    sub = connect(broker=broker)
+    sub.subscribe("t")
+    sub.publish("t", "x")
+    sub.expect_publish("t", "x")
+
+
+def test_log_is_one_line_per_event(new_broker, dial):
+    """No client can move a terminal or forge a line: controls are shown as bytes, in both forms."""
+    broker = new_broker(args=["-v"])
+    client = dial(broker)
+    client.connect("evil\x1b[31m\n1: forged\u009b31m")
+    line = broker.wait_log("New client connected .* as evil")
+    text = line if isinstance(line, str) else line.string
+    assert r"evil\x1b[31m\x0a1: forged\xc2\x9b31m" in text
+
+
+def test_filters_beyond_the_limit(new_broker, connect):
+    """A SUBSCRIBE with more filters than are looked at: what is beyond is refused, not forgotten."""
+    broker = new_broker("log_type information")
+    client = connect(broker=broker, version=V5, timeout=20)
+    suback = client.subscribe(*[f"f/{i}" for i in range(10_003)], check=False)
+    assert suback.type == SUBACK
+    assert suback.reasons == [0] * 10_000 + [0x97] * 3
+    client.publish("f/9999", "x")
+    assert client.expect(PUBLISH).topic == "f/9999"
