@@ -161,12 +161,13 @@ on_timer(struct broker *b, struct timer *t)
 static int
 timeout(const struct broker *b)
 {
-	int64_t due = timer_next(&b->timers), now = b->now_ms;
+	int64_t due = timer_next(&b->timers), now;
 
 	if (b->todo)
 		return 0;
 	if (due == TIMER_NEVER)
 		return -1;
+	now = watch_clock();    /* the turn may have taken its time */
 	return due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
 	    (int)(due - now);
 }
@@ -189,7 +190,6 @@ settle(struct broker *b)
 
 	for (c = take_todo(b); c; c = next) {
 		next = c->next_todo;
-		c->todo = false;
 		client_settle(b, (struct client *)c);
 	}
 }
@@ -220,6 +220,7 @@ turn(struct broker *b)
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
 	sys_publish_log(b);
+	log_flush();            /* what is answered can be read in the log */
 	settle(b);
 	watch_sweep(&b->watch);
 	for (unsigned i = 0; i < b->n_listeners; i++) {
@@ -319,8 +320,7 @@ free_sessions(struct broker *b)
 			struct session *s = HASH_OBJECT(h->bucket[i],
 			    struct session, link);
 
-			session_free_will(s);
-			client_end_session(b, s);
+			session_free(&b->sessions, s);
 		}
 	}
 	hash_fini(h);

@@ -17,8 +17,8 @@
 /* How long the last packet may take to leave, and then the peer to hang up. */
 #define LINGER_MS 5000
 
-/* Filters in one SUBSCRIBE or UNSUBSCRIBE that are looked at; what is beyond
- * is refused, so that no packet takes the loop for long. */
+/* Filters in one SUBSCRIBE that are looked at; what is beyond is refused, so
+ * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
 
 /* ---- the end of sessions and connections ---- */
@@ -611,6 +611,11 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	r = hand_on(b, c, p);
 	if (r == MQTT_NO_MATCHING_SUBSCRIBERS)
 		r = MQTT_OK;
+	if (r == MQTT_QUOTA && c->version != MQTT_5) {
+		session_take_received(c->session, p->id);
+		client_close(b, c, r, "out of memory");
+		return;
+	}
 	/* [MQTT5-4.3.3-9]: a refusal ends the exchange. 3.x has none. */
 	if (r != MQTT_OK && c->version == MQTT_5)
 		session_take_received(c->session, p->id);
@@ -839,13 +844,13 @@ each_filter(struct broker *b, struct client *c, struct mqtt_in *in,
 	for (uint32_t i = 0; in->p < in->end; i++) {
 		mqtt_get_filter(in, t, c->version, &f);
 		b->work++;
-		if (i >= FILTERS_MAX)
-			codes[i] = c->version == MQTT_5 && t == MQTT_SUBSCRIBE ?
-			    MQTT_QUOTA : MQTT_UNSPECIFIED;
-		else if (t == MQTT_SUBSCRIBE)
+		if (t == MQTT_UNSUBSCRIBE)
+			codes[i] = unsubscribe(b, c, &f);
+		else if (i < FILTERS_MAX)
 			codes[i] = subscribe(b, c, &f, id);
 		else
-			codes[i] = unsubscribe(b, c, &f);
+			codes[i] = c->version == MQTT_5 ? MQTT_QUOTA :
+			    MQTT_UNSPECIFIED;
 	}
 }
 
@@ -1102,7 +1107,6 @@ client_new(struct broker *b, struct listener *l, int fd,
 	c->last_in_ms = b->now_ms;
 	c->packet_max = UINT32_MAX;
 	(*l->n_connections)++;
-	b->n_clients++;
 	b->stats.connections++;
 	timer_set(&b->timers, &c->timer,
 	    b->now_ms + b->conf->connect_timeout * 1000);
@@ -1117,8 +1121,28 @@ client_free(struct broker *b, struct client *c)
 	free_aliases(c->from_client);
 	free_aliases(c->to_client);
 	(*c->listener->n_connections)--;
-	b->n_clients--;
 	mem_free(c, sizeof *c);
+}
+
+static bool
+in_time(const struct broker *b, const struct client *c)
+{
+	return b->now_ms - c->last_in_ms < c->keepalive * 1500;
+}
+
+/* A packet that came in time may still lie in the socket, if it was the broker
+ * that did not run. */
+static void
+keepalive_due(struct broker *b, struct client *c)
+{
+	if (!in_time(b, c) && !conn_choked(&c->conn))
+		client_input(b, c);
+	if (c->state != CLIENT_UP)
+		return;
+	if (in_time(b, c))
+		set_keepalive(b, c);
+	else
+		client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT, NULL);
 }
 
 void
@@ -1130,37 +1154,11 @@ client_timer(struct broker *b, struct client *c)
 		    "no CONNECT within connect_timeout");
 		break;
 	case CLIENT_UP:
-		if (b->now_ms - c->last_in_ms < c->keepalive * 1500)
-			set_keepalive(b, c);
-		else
-			client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT, NULL);
+		keepalive_due(b, c);
 		break;
 	default:
 		client_cut_off(b, c, NULL);
 	}
-}
-
-static void
-flush(struct broker *b, struct client *c)
-{
-	uint32_t before = c->conn.out_len;
-
-	if (before == 0 || c->blocked || c->failed)
-		return;
-	if (!conn_flush(&c->conn))
-		c->failed = true;
-	b->stats.bytes_sent += before - c->conn.out_len;
-	c->blocked = c->conn.out_len > 0;
-}
-
-/* Whether more could go into the output that was just emptied. */
-static bool
-more_to_send(const struct client *c)
-{
-	const struct session *s = c->session;
-
-	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||
-	    s->scans || (session_unsent(s) && session_window_open(s)));
 }
 
 void
@@ -1170,7 +1168,8 @@ client_settle(struct broker *b, struct client *c)
 
 	if (c->state == CLIENT_UP)
 		route_pump(b, c);
-	flush(b, c);
+	send_flush(b, c);
+	c->conn.todo = false;
 	if (c->failed && c->state != CLIENT_DEAD) {
 		client_cut_off(b, c, "connection lost");
 		return;         /* it is on the list again */
@@ -1185,7 +1184,7 @@ client_settle(struct broker *b, struct client *c)
 	}
 	read = !conn_choked(&c->conn);
 	if ((c->conn.ready && read) ||
-	    (c->state == CLIENT_UP && !c->blocked && more_to_send(c)))
+	    (c->state == CLIENT_UP && !c->blocked && route_waits(c)))
 		todo(b, c);
 	watch_want(&b->watch, &c->conn, read || c->state >= CLIENT_CLOSING);
 }

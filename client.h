@@ -20,8 +20,9 @@ void client_event(struct broker *b, struct client *c, short events);
 /* Handles input that is there or was left over from the last turn. */
 void client_input(struct broker *b, struct client *c);
 
-/* End of the turn: moves what waits, writes, closes and frees. Puts the client
- * on the list again if there is more to do at once. */
+/* End of the turn, for one that was on the todo list: moves what waits, writes,
+ * closes and frees. Puts the client on the list again if there is more to do at
+ * once. */
 void client_settle(struct broker *b, struct client *c);
 
 /* Closes the socket and frees everything of a connection without session. */

@@ -108,6 +108,7 @@ conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n)
 	/* What is left over is handled before more is read. */
 	if (c->ready) {
 		c->ready = false;
+		c->more = true;         /* the socket was not looked at */
 		*data = c->in;
 		*n = kept;
 		return 1;
@@ -161,7 +162,7 @@ conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole)
 static struct chunk *
 add_chunk(struct conn *c, size_t cap)
 {
-	struct chunk *k = mem_alloc(sizeof *k + cap);
+	struct chunk *k = mem_alloc_passing(sizeof *k + cap);
 
 	if (!k)
 		return NULL;
@@ -178,7 +179,8 @@ uint8_t *
 conn_reserve(struct conn *c, size_t n)
 {
 	struct chunk *k = c->out_tail;
-	size_t cap = c->out ? CHUNK_NEXT : CHUNK_FIRST;
+	/* Behind a large payload comes the head of the next, no more. */
+	size_t cap = c->out && !k->msg ? CHUNK_NEXT : CHUNK_FIRST;
 
 	if (!c->out || k->msg || k->cap - k->end < n)
 		k = add_chunk(c, n > cap ? n : cap);
@@ -266,9 +268,9 @@ conn_name(const struct conn_addr *a, char out[CONN_NAME])
 {
 	char ip[INET6_ADDRSTRLEN];
 
-	if (a->family == AF_UNIX)
-		return "unix socket";
-	inet_ntop(a->family, a->ip, ip, sizeof ip);
-	snprintf(out, CONN_NAME, "%s:%u", ip, a->port);
+	if (a->family != AF_UNIX && inet_ntop(a->family, a->ip, ip, sizeof ip))
+		snprintf(out, CONN_NAME, "%s:%u", ip, a->port);
+	else
+		snprintf(out, CONN_NAME, "unix socket");
 	return out;
 }

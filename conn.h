@@ -40,7 +40,7 @@ struct conn {
 	bool bell;              /* O_ASYNC is on */
 	bool owned;             /* F_SETOWN and F_SETSIG are done */
 	bool ready;             /* kept input waits to be handled */
-	bool more;              /* the last read took all that it could */
+	bool more;              /* the socket may hold more input */
 	bool todo;
 };
 

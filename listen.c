@@ -78,7 +78,7 @@ proc_line(const char *pid, const char *name, char *out, size_t size)
 }
 
 /* "mosquitto (process 812, mosquitto.service)" */
-static bool
+static void
 describe(const char *pid, char *out, size_t size)
 {
 	char comm[64], cgroup[256];
@@ -94,7 +94,6 @@ describe(const char *pid, char *out, size_t size)
 		snprintf(out, size, "%s (process %s, %s)", comm, pid, unit);
 	else
 		snprintf(out, size, "%s (process %s)", comm, pid);
-	return true;
 }
 
 static bool
@@ -110,8 +109,10 @@ holder(int port, char *out, size_t size)
 	d = inode ? opendir("/proc") : NULL;
 	while (d && !found && (e = readdir(d)))
 		if (isdigit((unsigned char)e->d_name[0]) &&
-		    holds(e->d_name, inode))
-			found = describe(e->d_name, out, size);
+		    holds(e->d_name, inode)) {
+			describe(e->d_name, out, size);
+			found = true;
+		}
 	if (d)
 		closedir(d);
 	return found;

@@ -13,11 +13,17 @@ static struct {
 	size_t limit;
 } ledger;
 
+static bool
+under(size_t ceiling, size_t n)
+{
+	return ledger.limit == 0 ||
+	    (ledger.used <= ceiling && n <= ceiling - ledger.used);
+}
+
 bool
 mem_fits(size_t n)
 {
-	return ledger.limit == 0 ||
-	    (ledger.used <= ledger.limit && n <= ledger.limit - ledger.used);
+	return under(ledger.limit - ledger.limit / 8, n);
 }
 
 static void
@@ -28,17 +34,26 @@ book(size_t n)
 		ledger.peak = ledger.used;
 }
 
-void *
-mem_alloc(size_t n)
+static void *
+take(size_t n)
 {
-	void *p;
+	void *p = malloc(n);
 
-	if (!mem_fits(n + OVERHEAD))
-		return NULL;
-	p = malloc(n);
 	if (p)
 		book(n + OVERHEAD);
 	return p;
+}
+
+void *
+mem_alloc(size_t n)
+{
+	return mem_fits(n + OVERHEAD) ? take(n) : NULL;
+}
+
+void *
+mem_alloc_passing(size_t n)
+{
+	return under(ledger.limit, n + OVERHEAD) ? take(n) : NULL;
 }
 
 void *
@@ -86,6 +101,12 @@ void
 mem_set_limit(size_t limit)
 {
 	ledger.limit = limit;
+}
+
+size_t
+mem_limit(void)
+{
+	return ledger.limit;
 }
 
 size_t

@@ -29,6 +29,14 @@ void mem_free(void *p, size_t n);
  * stop half way. */
 bool mem_fits(size_t n);
 
+/* The same, but the last eighth of the ceiling may be used: for what is soon
+ * given back and without which a connection cannot be served, such as its
+ * output. Whoever fills the memory with what stays does not silence others. */
+void *mem_alloc_passing(size_t n);
+
+/* The ceiling, 0 = none. */
+size_t mem_limit(void);
+
 /* limit in bytes, 0 = none. What is already taken stays. */
 void mem_set_limit(size_t limit);
 

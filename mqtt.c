@@ -135,7 +135,7 @@ mqtt_flags_valid(const struct mqtt_header *h, enum mqtt_version v)
 #define IN_ACKS (IN(MQTT_PUBACK) | IN(MQTT_PUBREC) | IN(MQTT_PUBREL) | \
 	IN(MQTT_PUBCOMP))
 
-enum prop_form { NONE, BYTE, FLAG, U16, U32, VARINT, STR, BIN, PAIR };
+enum prop_form { NONE, FLAG, U16, U32, VARINT, STR, BIN, PAIR };
 
 /* Section 2.2.2.2: what a client may send, and where. */
 static const struct {
@@ -187,7 +187,7 @@ check_value(struct mqtt_in *in, uint32_t id, uint32_t num, struct mqtt_str s)
 }
 
 static void
-keep_value(struct mqtt_props *pr, uint32_t id, uint32_t num, struct mqtt_str s)
+keep_value(struct mqtt_props *pr, uint32_t id, uint32_t num)
 {
 	pr->have |= UINT64_C(1) << id;
 	switch (id) {
@@ -215,12 +215,6 @@ keep_value(struct mqtt_props *pr, uint32_t id, uint32_t num, struct mqtt_str s)
 	case MQTT_P_ALIAS:
 		pr->alias = (uint16_t)num;
 		break;
-	case MQTT_P_REQUEST_PROBLEM:
-		pr->request_problem = (uint8_t)num;
-		break;
-	case MQTT_P_AUTH_METHOD:
-		pr->auth_method = s;
-		break;
 	default:
 		break;
 	}
@@ -233,7 +227,6 @@ get_prop(struct mqtt_in *in, unsigned where, struct mqtt_props *pr, uint32_t id)
 	uint32_t num = 0;
 
 	switch (prop_rules[id].form) {
-	case BYTE:
 	case FLAG:
 		num = get_u8(in);
 		break;
@@ -268,7 +261,7 @@ get_prop(struct mqtt_in *in, unsigned where, struct mqtt_props *pr, uint32_t id)
 		fault(in, MQTT_PROTOCOL_ERROR,
 		    "subscription identifier in a client's PUBLISH");
 	check_value(in, id, num, s);
-	keep_value(pr, id, num, s);
+	keep_value(pr, id, num);
 }
 
 /* Reads the properties of packet type where (0: a Will). In a message, what is
@@ -282,7 +275,7 @@ get_props(struct mqtt_in *in, unsigned where, struct mqtt_props *pr)
 	uint8_t *start, *kept = in->p;
 
 	*pr = (struct mqtt_props){ .receive_max = UINT16_MAX,
-	    .packet_max = UINT32_MAX, .request_problem = 1 };
+	    .packet_max = UINT32_MAX };
 	if (!take(in, len))
 		return;
 	sub.end = in->p;
@@ -416,7 +409,7 @@ mqtt_get_connect(struct mqtt_in *in, struct mqtt_connect *c)
 	c->will_qos = flags >> 3 & 3;
 	c->will_retain = flags & 0x20;
 	c->props = (struct mqtt_props){ .receive_max = UINT16_MAX,
-	    .packet_max = UINT32_MAX, .request_problem = 1 };
+	    .packet_max = UINT32_MAX };
 	if (c->version == MQTT_5)
 		get_props(in, MQTT_CONNECT, &c->props);
 	get_connect_payload(in, flags, c);

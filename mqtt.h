@@ -95,8 +95,6 @@ struct mqtt_props {
 	uint16_t receive_max;
 	uint16_t alias_max;
 	uint16_t alias;
-	uint8_t request_problem;
-	struct mqtt_str auth_method;
 	/* What a PUBLISH or Will hands on unchanged and in order: payload
 	 * format, content type, response topic, correlation data and user
 	 * properties, still encoded. */
@@ -111,13 +109,11 @@ enum mqtt_prop {
 	MQTT_P_SERVER_KEEP_ALIVE = 0x13, MQTT_P_AUTH_METHOD = 0x15,
 	MQTT_P_AUTH_DATA = 0x16, MQTT_P_REQUEST_PROBLEM = 0x17,
 	MQTT_P_WILL_DELAY = 0x18, MQTT_P_REQUEST_RESPONSE = 0x19,
-	MQTT_P_REASON_STRING = 0x1f, MQTT_P_SERVER_REFERENCE = 0x1c,
-	MQTT_P_RESPONSE_INFO = 0x1a,
+	MQTT_P_REASON_STRING = 0x1f,
 	MQTT_P_RECEIVE_MAX = 0x21, MQTT_P_ALIAS_MAX = 0x22,
 	MQTT_P_ALIAS = 0x23, MQTT_P_MAX_QOS = 0x24,
 	MQTT_P_RETAIN_AVAILABLE = 0x25, MQTT_P_USER = 0x26,
-	MQTT_P_PACKET_MAX = 0x27, MQTT_P_WILDCARD_AVAILABLE = 0x28,
-	MQTT_P_SUBID_AVAILABLE = 0x29, MQTT_P_SHARED_AVAILABLE = 0x2a,
+	MQTT_P_PACKET_MAX = 0x27,
 };
 
 static inline bool

@@ -42,7 +42,7 @@ struct mqtt_publish msg_publish(const struct msg *m, int64_t now_ms);
 static inline bool
 msg_expired(const struct msg *m, int64_t now_ms)
 {
-	return m->expires_ms <= now_ms;
+	return m->expires_ms < now_ms;
 }
 
 /* Bytes that count against max_queued_bytes. */

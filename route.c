@@ -10,7 +10,7 @@
 #define SCAN_STEPS 8192
 
 /* Members of a group that are asked for one message. */
-#define GROUP_TRIES 1000
+#define GROUP_TRIES 10000
 
 /* What one session gets of a message. */
 struct offer {
@@ -36,16 +36,8 @@ routed_msg(struct routed *r)
 static bool
 has_room(struct broker *b, struct client *c)
 {
-	uint32_t before = c->conn.out_len;
-
-	if (before < CONN_LOW_WATER)
-		return true;
-	if (c->blocked || c->failed)
-		return false;
-	if (!conn_flush(&c->conn))
-		c->failed = true;
-	b->stats.bytes_sent += before - c->conn.out_len;
-	c->blocked = c->conn.out_len > 0;
+	if (c->conn.out_len >= CONN_LOW_WATER)
+		send_flush(b, c);
 	return c->conn.out_len < CONN_LOW_WATER && !c->failed;
 }
 
@@ -93,28 +85,27 @@ append(struct broker *b, struct routed *r, const struct offer *o)
 	return false;
 }
 
-static void
+static bool
 queue(struct broker *b, struct routed *r, const struct offer *o)
 {
-	if (!routed_msg(r) || queue_full(b, o, msg_weight(r->msg)))
-		dropped(b, o->s);
-	else
-		append(b, r, o);
+	if (routed_msg(r) && !queue_full(b, o, msg_weight(r->msg) +
+	    o->n_subids * (uint32_t)sizeof *b->subids))
+		return append(b, r, o);
+	dropped(b, o->s);
+	return false;
 }
 
-static void
+static bool
 offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
 {
 	struct client *c = o->s->client;
 	struct mqtt_publish p;
 
 	if (!c && !b->conf->queue_qos0_messages)
-		return;
+		return false;
 	if (!c || session_qos0(o->s) || !has_room(b, c) ||
-	    (r->p.payload.len >= SEND_BY_REFERENCE && !routed_msg(r))) {
-		queue(b, r, o);
-		return;
-	}
+	    (r->p.payload.len >= SEND_BY_REFERENCE && !routed_msg(r)))
+		return queue(b, r, o);
 	p = r->p;
 	p.qos = 0;
 	p.id = 0;
@@ -125,32 +116,33 @@ offer_qos0(struct broker *b, struct routed *r, const struct offer *o)
 	o->s->dropping = false;
 	if (!send_publish(b, c, &p, r->msg))
 		b->stats.publish_dropped++;
+	return true;
 }
 
 static bool send_next(struct broker *b, struct client *c);
 
 /* QoS 1 and 2 go through the queue always, and leave it at once if nothing is
  * in the way: then the limits of the queue do not matter. */
-static void
+static bool
 offer_acked(struct broker *b, struct routed *r, const struct offer *o)
 {
 	struct client *c = o->s->client;
 
 	if (!c || session_unsent(o->s) || !session_window_open(o->s) ||
 	    !has_room(b, c))
-		queue(b, r, o);
-	else if (append(b, r, o))
-		send_next(b, c);
+		return queue(b, r, o);
+	if (!append(b, r, o))
+		return false;
+	send_next(b, c);
+	return true;
 }
 
-static void
+/* false: it was dropped. */
+static bool
 offer(struct broker *b, struct routed *r, const struct offer *o)
 {
 	b->work++;
-	if (o->qos == 0)
-		offer_qos0(b, r, o);
-	else
-		offer_acked(b, r, o);
+	return o->qos == 0 ? offer_qos0(b, r, o) : offer_acked(b, r, o);
 }
 
 /* The QoS at which a subscription gets a message: never raised
@@ -252,8 +244,7 @@ choose(struct broker *b, struct group *g, uint8_t published,
 		if (best_fit == 3 || s == (g->turn ? g->turn : g->members))
 			break;
 	}
-	if (best)
-		g->turn = best->next;
+	g->turn = best ? best->next : s;
 	return best;
 }
 
@@ -268,8 +259,7 @@ to_group(struct broker *b, struct routed *r, struct group *g,
 		return false;
 	o.s = sub->session;
 	add_sub(b, r, sub, &o);
-	offer(b, r, &o);
-	return true;
+	return offer(b, r, &o);
 }
 
 /* [MQTT-3.3.1-5], [MQTT-3.3.1-10]: keeps it for later subscribers; an empty
@@ -290,7 +280,8 @@ affordable(struct routed *r, const struct match *m)
 
 	if (n == 0 || (r->p.qos == 0 && r->p.payload.len < SEND_BY_REFERENCE))
 		return true;
-	return routed_msg(r) && mem_fits(n * (sizeof(struct delivery) + 32));
+	return routed_msg(r) && mem_fits(n * (sizeof(struct delivery) +
+	    sizeof(struct outbox) + 64));
 }
 
 enum mqtt_reason
@@ -299,7 +290,8 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 	const struct match *m = topic_match(&b->topics, r->p.topic);
 
 	*receivers = 0;
-	b->work += b->topics.visits / 8;
+	if (m)
+		b->work += (b->topics.visits + m->n_subs) / 8;
 	if (!m || !affordable(r, m) || (r->p.retain && !retain(b, r)))
 		return MQTT_QUOTA;
 	for (uint32_t i = 0; i < m->n_subs; )
@@ -356,13 +348,16 @@ send_next(struct broker *b, struct client *c)
 	p.retain = d->retain;
 	p.subids = d->subids;
 	p.n_subids = d->n_subids;
-	if (mqtt_publish_size(&p, c->version) > c->packet_max) {
+	if (!send_fits(c, &p)) {
 		b->stats.publish_dropped++;
 		session_drop(s, &b->topics, d);
 		return true;
 	}
-	if (!session_sent(s, d))
+	if (!session_sent(s, d)) {
+		c->failed = true;       /* no memory for its identifier */
+		todo(b, c);
 		return false;
+	}
 	p.id = d->id;
 	send_publish(b, c, &p, d->msg);
 	return true;
@@ -410,6 +405,15 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 	return true;
 }
 
+/* Whether retained messages can go out now: nothing is before them, and the
+ * window takes them. */
+static bool
+can_scan(const struct session *s)
+{
+	return s->scans && !session_qos0(s) && !session_unsent(s) &&
+	    (s->scans->sub->qos == 0 || session_window_open(s));
+}
+
 void
 route_pump(struct broker *b, struct client *c)
 {
@@ -422,13 +426,21 @@ route_pump(struct broker *b, struct client *c)
 	for (; session_unsent(s) && n < PUMP_MAX && has_room(b, c); n++)
 		if (!send_next(b, c))
 			break;
-	for (; s->scans && !session_unsent(s) && !session_qos0(s) &&
-	    n < PUMP_MAX && has_room(b, c); n++)
+	for (; can_scan(s) && n < PUMP_MAX && has_room(b, c); n++)
 		if (!send_retained(b, s, &steps))
 			break;
 	/* Stopped by our own bounds, not by the client's: go on next turn. */
 	if (n == PUMP_MAX || steps == 0)
 		todo(b, c);
+}
+
+bool
+route_waits(const struct client *c)
+{
+	const struct session *s = c->session;
+
+	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||
+	    (session_unsent(s) && session_window_open(s)) || can_scan(s));
 }
 
 /* ---- shared subscriptions whose member leaves ---- */
@@ -439,7 +451,9 @@ hand_over(struct broker *b, struct session *s, const struct delivery *d,
 {
 	struct routed r = { .p = msg_publish(d->msg, b->now_ms),
 	    .expires_ms = d->msg->expires_ms, .msg = msg_ref(d->msg) };
-	bool ok = to_group(b, &r, d->group, s, ended ? 1 : 2);
+	/* While it has its session it is safe where it is: then only to one
+	 * who takes it at once. */
+	bool ok = to_group(b, &r, d->group, s, ended ? 1 : 3);
 
 	msg_unref(r.msg);
 	return ok;

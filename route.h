@@ -33,6 +33,9 @@ void route_msg(struct broker *b, struct msg *m, int64_t expires_ms,
 /* Moves what waits for c into its output as far as window and room allow. */
 void route_pump(struct broker *b, struct client *c);
 
+/* Whether a pump would move something into c's output. */
+bool route_waits(const struct client *c);
+
 /* s has lost its connection, or (ended) is about to be freed and has no
  * subscriptions any more: what it got by shared subscriptions and was not sent
  * goes to other members. At the end of a session that includes QoS 1 messages

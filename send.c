@@ -23,7 +23,31 @@ finish(struct broker *b, struct client *c, const uint8_t *begin,
 	b->stats.messages_sent++;
 }
 
+void
+send_flush(struct broker *b, struct client *c)
+{
+	uint32_t before = c->conn.out_len;
+
+	if (before == 0 || c->blocked || c->failed)
+		return;
+	if (!conn_flush(&c->conn))
+		c->failed = true;
+	b->stats.bytes_sent += before - c->conn.out_len;
+	c->blocked = c->conn.out_len > 0;
+}
+
 /* ---- PUBLISH ---- */
+
+/* The largest packet that Remaining Length can tell of. */
+#define SIZE_MAX_MQTT (5 + 268435455u)
+
+bool
+send_fits(const struct client *c, const struct mqtt_publish *p)
+{
+	uint32_t size = mqtt_publish_size(p, c->version);
+
+	return size <= c->packet_max && size <= SIZE_MAX_MQTT;
+}
 
 /* Puts an alias in place of the topic, or beside it where it is used for the
  * first time; only the first topics of a connection get one. */
@@ -58,15 +82,18 @@ bool
 send_publish(struct broker *b, struct client *c, struct mqtt_publish *p,
     struct msg *m)
 {
-	uint32_t size = mqtt_publish_size(p, c->version);
 	bool copied = p->payload.len < SEND_BY_REFERENCE;
 	uint8_t *begin, *end;
+	uint32_t size;
 
-	if (size > c->packet_max)
+	if (!send_fits(c, p))
 		return false;
 	log_publish(c, p);
-	/* An alias beside a topic adds three bytes: not at the limit. */
-	if (c->to_client && size + 4 <= c->packet_max) {
+	size = mqtt_publish_size(p, c->version);
+	/* An alias beside a topic adds three bytes, and perhaps one to each of
+	 * two lengths: not at the limit. */
+	if (c->to_client && size <= SIZE_MAX_MQTT - 5 &&
+	    size + 5 <= c->packet_max) {
 		use_alias(c->to_client, p);
 		size = mqtt_publish_size(p, c->version);
 	}
@@ -214,6 +241,7 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 	/* [MQTT5-3.1.2-24] */
 	if (1 + mqtt_varint_size(len) + len > c->packet_max) {
 		c->failed = true;
+		todo(b, c);
 		return;
 	}
 	begin = p = start(b, c, 5 + len);

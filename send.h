@@ -1,8 +1,8 @@
 /* send - what the server says: each packet, encoded into a client's output,
  * counted and shown in the log.
  *
- * Nothing is written to a socket here. If memory fails the client is marked
- * and closed at the end of the turn; nobody else notices.
+ * If memory fails, or the socket, the client is marked and closed at the end of
+ * the turn; nobody else notices.
  */
 #ifndef SEND_H
 #define SEND_H
@@ -19,6 +19,12 @@
  * client takes and is not sent [MQTT5-3.1.2-25]. */
 bool send_publish(struct broker *b, struct client *c, struct mqtt_publish *p,
     struct msg *m);
+
+/* Whether c takes a packet as large as this PUBLISH, and MQTT can say it. */
+bool send_fits(const struct client *c, const struct mqtt_publish *p);
+
+/* Writes what stands in the output, as far as the kernel takes it. */
+void send_flush(struct broker *b, struct client *c);
 
 /* PUBACK, PUBREC, PUBREL, PUBCOMP. */
 void send_ack(struct broker *b, struct client *c, enum mqtt_type t,

@@ -123,7 +123,8 @@ delivery_new(struct msg *m, struct group *g, uint8_t qos, bool retain,
 	if (!d)
 		return NULL;
 	*d = (struct delivery){ .msg = msg_ref(m), .group = g, .qos = qos,
-	    .retain = retain, .weight = msg_weight(m),
+	    .retain = retain, .weight = msg_weight(m) +
+	    n_subids * (uint32_t)sizeof *subids,
 	    .n_subids = (uint16_t)n_subids };
 	if (g)
 		group_ref(g);
@@ -220,9 +221,10 @@ grow_ring(struct outbox *o)
 
 	if (o->ring_size > o->n_ids * 2 || o->ring_size > UINT16_MAX)
 		return o->n_ids < UINT16_MAX;
-	p = mem_zalloc(size * sizeof *p);
+	p = mem_alloc_passing(size * sizeof *p);
 	if (!p)
-		return false;
+		return o->n_ids < o->ring_size;
+	memset(p, 0, size * sizeof *p);
 	for (uint32_t i = 0; i < o->ring_size; i++)
 		if (o->ring[i])
 			p[o->ring[i]->id & (size - 1)] = o->ring[i];

@@ -94,7 +94,6 @@ struct broker {
 	int64_t now_ms;                 /* of this turn */
 	uint32_t work;                  /* of this turn: packets, deliveries,
 	                                 * steps of searches */
-	uint32_t n_clients;
 	bool stop;
 };
 

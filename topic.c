@@ -11,6 +11,10 @@ struct lapse {
 	struct node *node;
 };
 
+/* The cache of matches is emptied when it has grown to this; with a memory
+ * limit, to a sixteenth of that. One match may be larger. */
+#define CACHE_BYTES (4u << 20)
+
 struct levels {
 	unsigned n;
 	struct mqtt_str at[MQTT_LEVELS_MAX];
@@ -522,6 +526,23 @@ match_is(const struct match *m, struct mqtt_str topic, uint32_t hash)
 	    memcmp(match_topic(m), topic.p, topic.len) == 0;
 }
 
+static void
+drop_match(struct topics *t, struct match **m)
+{
+	if (!*m)
+		return;
+	t->cached -= match_size(*m);
+	mem_free(*m, match_size(*m));
+	*m = NULL;
+}
+
+static void
+empty_cache(struct topics *t)
+{
+	for (uint32_t i = 0; i < TOPIC_CACHE; i++)
+		drop_match(t, &t->cache[i]);
+}
+
 const struct match *
 topic_match(struct topics *t, struct mqtt_str topic)
 {
@@ -534,8 +555,14 @@ topic_match(struct topics *t, struct mqtt_str topic)
 		    set[i]->generation == t->generation)
 			return set[i];
 	m = resolve(t, topic, hash);
+	if (!m) {
+		empty_cache(t);
+		m = resolve(t, topic, hash);
+	}
 	if (!m)
 		return NULL;
+	if (t->cached + match_size(m) > t->cache_max)
+		empty_cache(t);
 	/* Replace our own old entry, else the older place of the two. */
 	if (!match_is(set[0], topic, hash)) {
 		struct match *old = set[1];
@@ -543,9 +570,9 @@ topic_match(struct topics *t, struct mqtt_str topic)
 		set[1] = set[0];
 		set[0] = old;
 	}
-	if (set[0])
-		mem_free(set[0], match_size(set[0]));
+	drop_match(t, &set[0]);
 	set[0] = m;
+	t->cached += match_size(m);
 	return m;
 }
 
@@ -751,8 +778,11 @@ scan_next(struct topics *t, struct scan *s, uint32_t *steps)
 bool
 topics_init(struct topics *t, struct timers *timers, uint32_t kind)
 {
+	size_t part = mem_limit() / 16;
+
 	*t = (struct topics){ .timers = timers, .timer_kind = kind,
-	    .generation = 1 };
+	    .generation = 1, .cache_max = part && part < CACHE_BYTES ? part :
+	    CACHE_BYTES };
 	t->cache = mem_zalloc(TOPIC_CACHE * sizeof *t->cache);
 	t->filters.root = mem_zalloc(sizeof(struct node));
 	t->topics.root = mem_zalloc(sizeof(struct node));
@@ -779,9 +809,7 @@ void
 topics_fini(struct topics *t)
 {
 	free_below(t, t->topics.root);
-	for (uint32_t i = 0; i < TOPIC_CACHE; i++)
-		if (t->cache[i])
-			mem_free(t->cache[i], match_size(t->cache[i]));
+	empty_cache(t);
 	mem_free(t->cache, TOPIC_CACHE * sizeof *t->cache);
 	mem_free(t->filters.root, sizeof(struct node));
 	mem_free(t->topics.root, sizeof(struct node));

@@ -93,6 +93,7 @@ struct topics {
 	uint32_t timer_kind;            /* of a retained message's expiry */
 	uint64_t generation;            /* changes with every subscription */
 	struct match **cache;
+	size_t cached, cache_max;       /* bytes in it */
 	void **found;                   /* scratch of topic_match */
 	uint32_t found_n, found_cap;
 	uint32_t visits;                /* nodes that topic_match looked at */

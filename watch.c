@@ -20,8 +20,8 @@
 #define BELLS 64
 #define BELL_READS 16
 
-static int64_t
-clock_ms(void)
+int64_t
+watch_clock(void)
 {
 	struct timespec t;
 
@@ -32,7 +32,7 @@ clock_ms(void)
 static void
 look_at_clock(struct watch *w)
 {
-	w->now_ms = clock_ms();
+	w->now_ms = watch_clock();
 	w->tick = (uint32_t)(w->now_ms / TICK_MS);
 }
 
@@ -214,10 +214,11 @@ answer(struct watch *w, struct conn *c, const struct watch_calls *to)
 	bool often = w->tick - c->heard < 2;
 
 	c->got = 0;
+	c->more = false;
 	to->conn(to->arg, c, POLLIN);
 	if (c->got > 0)
 		c->heard = w->tick;
-	if (c->hot < 0 && c->got > 0 && (often || c->more))
+	if (c->hot < 0 && (c->more || (often && c->got > 0)))
 		heat(w, c);
 }
 

@@ -39,6 +39,9 @@ struct watch_calls {
 	void (*signal)(void *arg, int signo);
 };
 
+/* CLOCK_MONOTONIC in milliseconds. */
+int64_t watch_clock(void);
+
 /* Blocks the signals that the loop takes over and makes the signalfd.
  * false with errno: not possible. */
 bool watch_init(struct watch *w);

@@ -70,7 +70,6 @@ connect_packet(struct mqtt_in *in)
 	text(c.id);
 	text(c.user);
 	text(c.will_topic);
-	text(c.props.auth_method);
 	bytes(c.password);
 	bytes(c.will_payload);
 	forwarded(c.will_props.forward);

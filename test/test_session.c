@@ -431,7 +431,7 @@ TEST(delivery_holds_what_it_needs)
 	d = delivery_new(hello, g, 2, true, subids, 3);
 	CHECK(d && hello->refs == 2 && d->qos == 2 && d->retain);
 	CHECK(d->n_subids == 3 && memcmp(d->subids, subids, 12) == 0);
-	CHECK(d->weight == msg_weight(hello) && d->state == WAITING);
+	CHECK(d->weight == msg_weight(hello) + 12 && d->state == WAITING);
 	CHECK(session_queue(s, d) && session_sent(s, d));
 	topic_unsubscribe(&topics, sub);
 	CHECK(g->refs == 1 && !g->members);
