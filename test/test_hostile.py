@@ -1,0 +1,210 @@
+"""Sequences that once harmed somebody: each is answered, and nobody else notices."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from wire import PUBACK, SUBACK, V311, V5, connect as connect_packet, pingreq, publish, subscribe, wait_for
+from test_loop import cpu_ticks, crowd, until_quiet  # noqa: F401
+
+
+def test_scan_waits_for_acknowledgements(new_broker, connect):
+    """Many retained messages for one who does not acknowledge: they wait, and the broker sleeps."""
+    broker = new_broker("sys_interval 0", "max_queued_bytes 1000")
+    pub = connect(broker=broker)
+    for i in range(100):
+        pub.publish(f"r/{i}", bytes(2000), qos=1, retain=True)
+    sub = connect(broker=broker)
+    sub.subscribe("r/#", qos=1)
+    first = [sub.expect_publish(flow=False) for _ in range(20)]
+    sub.nothing()
+    before = cpu_ticks(broker)
+    time.sleep(1)   # the subject is what happens in a time
+    assert cpu_ticks(broker) - before < 20
+    for p in first:
+        sub.ack(PUBACK, p.pid)
+    topics = {p.topic for p in first} | {sub.expect_publish().topic for _ in range(80)}
+    assert topics == {f"r/{i}" for i in range(100)}
+
+
+def test_bell_while_input_is_left_over(new_broker, connect, crowd):
+    """A quiet client sends so much work at once that it takes many turns, and then one thing more."""
+    broker = new_broker("sys_interval 0", "log_type information")
+    sockets = crowd(broker, 300)
+    subscriber = subscribe(V311, 1, [("busy", 0)])
+    for s in sockets[:200]:
+        s.sendall(subscriber)
+    for s in sockets[:200]:
+        assert s.recv(5)[0] >> 4 == SUBACK
+        s.setblocking(False)
+    quiet = sockets[250]
+    until_quiet(broker, 300, sockets[299:] + sockets[:299])
+    quiet.sendall(publish(V311, "busy", b"") * 4000)
+    quiet.sendall(pingreq())
+    quiet.settimeout(20)
+    assert quiet.recv(2) == b"\xd0\x00"
+    quiet.sendall(pingreq())
+    assert quiet.recv(2) == b"\xd0\x00"
+
+
+def test_shared_messages_of_one_who_leaves(new_broker, connect):
+    """What waits for a member that leaves is kept with its session if nobody can take it at once."""
+    broker = new_broker("max_inflight_messages 1", "max_queued_messages 100")
+    keep = {"session_expiry_interval": 100}
+    leaver = connect("leaver", broker=broker, version=V5, properties=keep)
+    other, pub = connect("other", broker=broker, version=V5), connect(broker=broker, version=V5)
+    leaver.subscribe("$share/g/job", qos=1)
+    for i in range(91):
+        pub.publish("job", str(i), qos=1)
+    other.subscribe("own", qos=1)
+    for i in range(91):
+        pub.publish("own", "x", qos=1)
+    other.subscribe("$share/g/job", qos=1)
+    leaver.close()
+    broker.wait_log("Client leaver .*disconnected")
+    leaver = connect("leaver", broker=broker, version=V5, clean=False, properties=keep)
+    got = {leaver.expect_publish("job", dup=None).payload for _ in range(91)}
+    assert got == {b"%d" % i for i in range(91)}
+
+
+def test_unsubscribe_of_very_many(new_broker, connect):
+    """[MQTT-3.10.4-1] However many filters: each is gone."""
+    broker = new_broker("log_type information")
+    client = connect(broker=broker, timeout=20)
+    filters = [f"f/{i}" for i in range(10_500)]
+    client.subscribe(*filters[:6000])
+    client.subscribe(*filters[6000:])
+    client.unsubscribe(*filters)
+    client.publish("f/10499", "x")
+    client.nothing()
+
+
+def test_overlapping_filters_by_the_thousand(new_broker, connect):
+    """A message that matches thousands of filters of one client costs a turn no more than others do."""
+    broker = new_broker("log_type information")
+    greedy, other = connect(broker=broker, timeout=30), connect(broker=broker, timeout=10)
+    levels = 13
+    filters = ["/".join("a+"[i >> k & 1] for k in range(levels)) for i in range(1 << levels)]
+    greedy.subscribe(*filters)
+    greedy.send(publish(V311, "/".join("a" * levels), b"") * 5000)
+    other.ping()
+
+
+def test_group_of_absent_members(new_broker, connect):
+    """One who is there gets the messages, however many are away."""
+    broker = new_broker("log_type information")
+    for i in range(300):
+        away = connect(f"away{i}", broker=broker, clean=False)
+        away.subscribe("$share/g/t", qos=1)
+        away.disconnect()
+    here, pub = connect("here", broker=broker), connect(broker=broker)
+    here.subscribe("$share/g/t", qos=1)
+    for i in range(300, 400):
+        away = connect(f"away{i}", broker=broker, clean=False)
+        away.subscribe("$share/g/t", qos=1)
+        away.disconnect()
+    for i in range(20):
+        pub.publish("t", str(i), qos=i % 2)
+        here.expect_publish("t", str(i))
+
+
+def test_connack_too_large(new_broker, dial):
+    """[MQTT5-3.1.2-24] A client that takes only ten bytes: no CONNACK fits, the connection ends."""
+    broker = new_broker()
+    client = dial(broker, version=V5)
+    client.send(connect_packet(V5, "tiny", keepalive=0, properties={"maximum_packet_size": 10}))
+    client.expect_closed()
+
+
+def test_keep_alive_after_a_pause_of_the_broker(new_broker):
+    """The broker did not run for a while (swapped out, stopped): who has sent in time is heard."""
+    broker = new_broker("sys_interval 0", "log_type information")
+    connected = crowd_with_keepalive(broker, 50)
+    try:
+        os.kill(broker.pid, signal.SIGSTOP)
+        for s in connected:
+            s.sendall(pingreq())
+        time.sleep(2)   # longer than 1.5 times the keep alive
+        os.kill(broker.pid, signal.SIGCONT)
+        for s in connected:
+            assert s.recv(2) == b"\xd0\x00"
+    finally:
+        for s in connected:
+            s.close()
+
+
+def crowd_with_keepalive(broker, n):
+    found = []
+    for i in range(n):
+        s = socket.create_connection(broker.address, timeout=10)
+        s.sendall(connect_packet(V311, f"alive{i}", keepalive=1))
+        assert s.recv(4) == b"\x20\x02\x00\x00"
+        found.append(s)
+    return found
+
+
+@pytest.mark.parametrize("room", range(0, 8))
+def test_alias_at_the_size_limit(new_broker, connect, room):
+    """[MQTT5-3.1.2-24] An alias never makes a packet larger than the client takes."""
+    broker = new_broker()
+    payload = bytes(16384 - 140)
+    properties = [("user_property", ("k", "v" * 116))]
+    limit = len(publish(V5, "t/abc", payload, properties=properties)) + room
+    sub = connect(broker=broker, version=V5, properties={"maximum_packet_size": limit, "topic_alias_maximum": 5})
+    sub.subscribe("t/abc")
+    sub.publish("t/abc", payload, properties=properties)
+    assert len(sub.expect_publish(payload=payload).raw) <= limit
+
+
+def test_unix_socket_in_the_log(new_broker, connect):
+    """Who comes by a unix socket is named so."""
+    broker = new_broker(args=["-v"], start=False)
+    path = broker.path("sock")
+    broker.config += f"\nlistener 0 {path}\n"
+    broker.start()
+    connect("local", address=path).disconnect()
+    broker.wait_log(r"New client connected from unix socket as local")
+    broker.wait_log(r"Client local \[unix socket\] disconnected")
+
+
+def test_cache_of_topics_is_bounded(new_broker, connect):
+    """Messages to ever new topics, with no subscriber, leave nothing behind."""
+    broker = new_broker("sys_interval 1", "log_type information", "memory_limit 3000000")
+    client, watch = connect(broker=broker), connect(broker=broker)
+    for i in range(3000):
+        client.send(publish(V311, f"{i}/" + "x" * 3000, b""))
+    client.ping()
+    client.disconnect()
+    watch.subscribe("$SYS/broker/heap/current")
+    wait_for(lambda: int(watch.expect_publish(timeout=5).payload) < 1_200_000, "memory to fall", timeout=10)
+    connect(broker=broker).ping()
+
+
+def test_idle_client_beside_a_full_memory(new_broker, connect):
+    """Somebody fills the memory with what stays; who is connected is still answered."""
+    broker = new_broker("memory_limit 2000000")
+    idle, greedy = connect(broker=broker), connect(broker=broker, version=V5)
+    reason, i = 0, 0
+    while reason < 0x80 and i < 3000:
+        reason = greedy.publish(f"k/{i}", bytes(10_000 if i < 150 else 100), qos=1, retain=True).reason
+        i += 1
+    for _ in range(10):
+        idle.ping()
+
+
+def test_qos2_without_memory(new_broker, connect):
+    """[MQTT-4.3.3-2] Before 5.0 PUBREC cannot say no: nothing is acknowledged that was not taken."""
+    broker = new_broker("memory_limit 2000000")
+    client = connect(broker=broker)
+    acknowledged = 0
+    with pytest.raises(AssertionError):
+        for i in range(100):
+            client.publish(f"k/{i}", bytes(100_000), qos=2, retain=True)
+            acknowledged += 1
+    client.expect_closed()
+    reader = connect(broker=broker)
+    reader.subscribe("k/#")
+    assert {reader.expect_publish().topic for _ in range(acknowledged)} == {f"k/{i}" for i in range(acknowledged)}
