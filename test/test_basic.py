@@ -470,6 +470,7 @@ def test_log_of_messages(new_broker, connect):
     sub.unsubscribe("b")
     sub.ping()
     m1, m2 = one.pid, two.pid
+    broker.stop()
     log = broker.log()
     in_order(log, [r"Received SUBSCRIBE from sub", r"\ta/\+ \(QoS 2\)", r"sub 2 a/\+", r"\tb \(QoS 1\)", r"sub 1 b",
                    r"Sending SUBACK to sub"])
@@ -499,6 +500,7 @@ def test_log_is_one_line_per_event(new_broker, connect):
     except (Closed, AssertionError):
         pass
     assert answers(broker.address)
+    broker.stop()
     assert not re.search(r"^\d: forged", broker.log(), re.M)
 
 
