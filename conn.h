@@ -75,8 +75,8 @@ void conn_fini(struct conn *c);
 int conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n);
 
 /* Keeps the n bytes at data, the unhandled tail of what conn_read gave (0 if
- * all is handled), for the next call. whole: the size of the packet that they begin, if known, 0
- * if not. false: no memory. */
+ * all is handled), for the next call. whole: the size of the packet that they
+ * begin, if known, 0 if not. false: no memory. */
 bool conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole);
 
 /* Room for n bytes at the end of the output, in one piece. NULL: no memory.

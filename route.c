@@ -329,6 +329,7 @@ send_next(struct broker *b, struct client *c)
 	struct delivery *d = session_unsent(s);
 	struct mqtt_publish p;
 
+	/* In its order among the others, so behind a closed window it waits. */
 	if (d->state == TO_RELEASE) {
 		session_resent(s);
 		send_ack(b, c, MQTT_PUBREL, d->id, MQTT_OK);

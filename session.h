@@ -13,9 +13,10 @@
  *   SENT     --PUBREC-->  RELEASED        PUBREL is out; the message is gone
  *
  * and when the connection is lost session_rewind puts `unsent` back to the
- * first, SENT back to WAITING and RELEASED to TO_RELEASE. Messages of QoS 0 that find no room in the output wait apart, so
- * that a full window does not hold them up. All of this is the outbox, which
- * exists only while there is something in it: most sessions are idle.
+ * first, SENT back to WAITING and RELEASED to TO_RELEASE. Messages of QoS 0
+ * that find no room in the output wait apart, so that a full window does not
+ * hold them up. All of this is the outbox, which exists only while there is
+ * something in it: most sessions are idle.
  */
 #ifndef SESSION_H
 #define SESSION_H

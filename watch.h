@@ -64,7 +64,8 @@ void watch_remove(struct watch *w, struct conn *c);
 void watch_want(struct watch *w, struct conn *c, bool read);
 
 /* Waits until something happens or timeout_ms has passed (-1: for ever), takes
- * the time and makes the calls. No connection may be added or removed inside a call. */
+ * the time and makes the calls. No connection may be added or removed inside a
+ * call. */
 void watch_run(struct watch *w, int timeout_ms, const struct watch_calls *to);
 
 /* Lets connections go that were quiet for a while; once per turn, after the
