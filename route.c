@@ -9,6 +9,10 @@
 #define PUMP_MAX 4096
 #define SCAN_STEPS 8192
 
+/* Work (see state.h) to find others for the messages of one who leaves; what is
+ * not handed over then stays with its session. */
+#define LEAVE_WORK 20000
+
 /* Members of a group that are asked for one message. */
 #define GROUP_TRIES 10000
 
@@ -53,15 +57,15 @@ dropped(struct broker *b, struct session *s)
 }
 
 static bool
-queue_full(const struct broker *b, const struct offer *o, uint32_t weight)
+queue_full(const struct broker *b, const struct session *s, uint8_t qos,
+    uint32_t weight)
 {
 	const struct config *k = b->conf;
-	const struct outbox *out = o->s->out;
 	const struct line *l;
 
-	if (!out)
+	if (!s->out)
 		return false;
-	l = o->qos == 0 ? &out->qos0 : &out->acked;
+	l = qos == 0 ? &s->out->qos0 : &s->out->acked;
 	return (k->max_queued_messages > 0 &&
 	    l->n >= (uint32_t)k->max_queued_messages) ||
 	    (k->max_queued_bytes > 0 &&
@@ -88,8 +92,8 @@ append(struct broker *b, struct routed *r, const struct offer *o)
 static bool
 queue(struct broker *b, struct routed *r, const struct offer *o)
 {
-	if (routed_msg(r) && !queue_full(b, o, msg_weight(r->msg) +
-	    o->n_subids * (uint32_t)sizeof *b->subids))
+	if (routed_msg(r) && !queue_full(b, o->s, o->qos,
+	    msg_weight(r->msg) + o->n_subids * (uint32_t)sizeof *b->subids))
 		return append(b, r, o);
 	dropped(b, o->s);
 	return false;
@@ -214,20 +218,24 @@ to_session(struct broker *b, struct routed *r, const struct match *m,
 /* How well a member can take a message now: 3 at once, 2 connected, 1 has a
  * session that keeps it, 0 not at all. */
 static int
-fitness(const struct broker *b, const struct sub *sub, uint8_t published)
+fitness(const struct broker *b, const struct sub *sub,
+    const struct mqtt_publish *p)
 {
 	const struct session *s = sub->session;
+	uint8_t qos = granted(b, p->qos, sub->qos);
 
-	if (s->client)
-		return session_qos0(s) || session_unsent(s) ? 2 : 3;
-	return granted(b, published, sub->qos) > 0 ||
-	    b->conf->queue_qos0_messages;
+	if (s->client && !s->client->failed && !session_qos0(s) &&
+	    !session_unsent(s) && (qos == 0 || session_window_open(s)))
+		return 3;
+	if (queue_full(b, s, qos, p->topic.len + p->props.len + p->payload.len))
+		return 0;
+	return s->client ? 2 : qos > 0 || b->conf->queue_qos0_messages;
 }
 
 /* The member of a group that gets the next message: in turn, and one that can
  * take it before others. NULL: none with at least this fitness. */
 static struct sub *
-choose(struct broker *b, struct group *g, uint8_t published,
+choose(struct broker *b, struct group *g, const struct mqtt_publish *p,
     const struct session *not, int least)
 {
 	struct sub *s = g->turn ? g->turn : g->members, *best = NULL;
@@ -235,7 +243,7 @@ choose(struct broker *b, struct group *g, uint8_t published,
 
 	for (unsigned i = 0; s && i < GROUP_TRIES; i++) {
 		b->work++;
-		fit = s->session == not ? 0 : fitness(b, s, published);
+		fit = s->session == not ? 0 : fitness(b, s, p);
 		if (fit > best_fit) {
 			best = s;
 			best_fit = fit;
@@ -248,16 +256,12 @@ choose(struct broker *b, struct group *g, uint8_t published,
 	return best;
 }
 
+/* One member gets it, as chosen. false: it was dropped. */
 static bool
-to_group(struct broker *b, struct routed *r, struct group *g,
-    const struct session *not, int least)
+to_member(struct broker *b, struct routed *r, const struct sub *sub)
 {
-	struct sub *sub = choose(b, g, r->p.qos, not, least);
-	struct offer o = { .group = g };
+	struct offer o = { .s = sub->session, .group = sub->group };
 
-	if (!sub)
-		return false;
-	o.s = sub->session;
 	add_sub(b, r, sub, &o);
 	return offer(b, r, &o);
 }
@@ -296,8 +300,16 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 		return MQTT_QUOTA;
 	for (uint32_t i = 0; i < m->n_subs; )
 		i = to_session(b, r, m, i, receivers);
-	for (uint32_t i = 0; i < m->n_groups; i++)
-		*receivers += to_group(b, r, match_group(m, i), NULL, 1);
+	for (uint32_t i = 0; i < m->n_groups; i++) {
+		const struct sub *sub = choose(b, match_group(m, i), &r->p,
+		    NULL, 1);
+
+		if (sub)
+			to_member(b, r, sub);
+		else
+			b->stats.publish_dropped++;
+	}
+	*receivers += m->n_groups;
 	return MQTT_OK;
 }
 
@@ -430,6 +442,7 @@ route_pump(struct broker *b, struct client *c)
 	for (; can_scan(s) && n < PUMP_MAX && has_room(b, c); n++)
 		if (!send_retained(b, s, &steps))
 			break;
+	b->work += (SCAN_STEPS - steps) / 8;
 	/* Stopped by our own bounds, not by the client's: go on next turn. */
 	if (n == PUMP_MAX || steps == 0)
 		todo(b, c);
@@ -440,8 +453,11 @@ route_waits(const struct client *c)
 {
 	const struct session *s = c->session;
 
+	const struct delivery *d = session_unsent(s);
+
 	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||
-	    (session_unsent(s) && session_window_open(s)) || can_scan(s));
+	    (d && (d->state == TO_RELEASE || session_window_open(s))) ||
+	    can_scan(s));
 }
 
 /* ---- shared subscriptions whose member leaves ---- */
@@ -454,7 +470,8 @@ hand_over(struct broker *b, struct session *s, const struct delivery *d,
 	    .expires_ms = d->msg->expires_ms, .msg = msg_ref(d->msg) };
 	/* While it has its session it is safe where it is: then only to one
 	 * who takes it at once. */
-	bool ok = to_group(b, &r, d->group, s, ended ? 1 : 3);
+	const struct sub *sub = choose(b, d->group, &r.p, s, ended ? 1 : 3);
+	bool ok = sub && to_member(b, &r, sub);
 
 	msg_unref(r.msg);
 	return ok;
@@ -464,8 +481,10 @@ void
 route_leave(struct broker *b, struct session *s, bool ended)
 {
 	struct delivery *d, *next;
+	uint32_t limit = b->work + LEAVE_WORK;
 
-	for (d = s->out ? s->out->acked.first : NULL; d; d = next) {
+	for (d = s->out ? s->out->acked.first : NULL; d && b->work < limit;
+	    d = next) {
 		next = d->next;
 		if (!d->group || !d->msg)
 			continue;

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from wire import PUBACK, SUBACK, V311, V5, connect as connect_packet, pingreq, publish, subscribe, wait_for
+from wire import PUBACK, PUBREC, PUBREL, SUBACK, V311, V5, connect as connect_packet, pingreq, publish, subscribe, wait_for
 from test_loop import cpu_ticks, crowd, until_quiet  # noqa: F401
 
 
@@ -208,3 +208,24 @@ def test_qos2_without_memory(new_broker, connect):
     reader = connect(broker=broker)
     reader.subscribe("k/#")
     assert {reader.expect_publish().topic for _ in range(acknowledged)} == {f"k/{i}" for i in range(acknowledged)}
+
+
+def test_all_pubrels_after_a_resume(new_broker, connect):
+    """[MQTT5-4.4.0-1] However many PUBRELs are unanswered, and whatever the window now is, all are sent
+    again when the client comes back, without its doing anything."""
+    broker = new_broker("max_inflight_messages 0", "max_queued_messages 0", "log_type information")
+    keep = {"session_expiry_interval": 100}
+    n = 4500
+    sub = connect("sub", broker=broker, version=V5, properties=keep, timeout=20)
+    pub = connect("pub", broker=broker, timeout=20)
+    sub.subscribe("t", qos=2)
+    pub.send(b"".join(publish(V311, "t", b"", 2, pid=i + 1) for i in range(n)))
+    for _ in range(n):
+        sub.ack(PUBREC, sub.expect_publish(flow=False).pid)
+    for _ in range(n):
+        sub.expect(PUBREL)
+    sub.close()
+    sub = connect("sub", broker=broker, version=V5, clean=False, timeout=20,
+                  properties={**keep, "receive_maximum": 20})
+    for i in range(n):
+        sub.expect(PUBREL, pid=i + 1)
