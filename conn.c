@@ -162,7 +162,9 @@ conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole)
 static struct chunk *
 add_chunk(struct conn *c, size_t cap)
 {
-	struct chunk *k = mem_alloc_passing(sizeof *k + cap);
+	/* The first few go out soon; what a slow reader piles up does not. */
+	struct chunk *k = c->out_len < CHUNK_NEXT ?
+	    mem_alloc_passing(sizeof *k + cap) : mem_alloc(sizeof *k + cap);
 
 	if (!k)
 		return NULL;
