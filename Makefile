@@ -29,7 +29,7 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
-$(B)/test_%: test/test_%.c test/check.h $(MODULES)
+$(B)/test_%: test/test_%.c test/check.h test/model.h $(MODULES)
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) -lm
 
 $(B)/load: test/load.c | compiler
@@ -79,9 +79,9 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
-	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -fsanitize=fuzzer $(SANITIZE) \
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
 		-o $@ $< $(filter-out broker.c,$(SRC)) -lm
 
 tools-fuzz:

@@ -171,17 +171,16 @@ make_id(struct broker *b, char out[CONFIG_ID_MAX + 1])
 {
 	const char *prefix = b->conf->auto_id_prefix ?
 	    b->conf->auto_id_prefix : "auto-";
-	uint8_t r[16];
+	/* For early at boot, when there are no random bytes: unique will do. */
+	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
+	uint8_t r[sizeof unique];
 	struct mqtt_str id = { (uint8_t *)out, 0 };
 	int n;
 
 	do {
 		if (getrandom(r, sizeof r, GRND_NONBLOCK) != sizeof r) {
-			/* Early at boot: unique will do. */
-			uint64_t u[2] = { b->stats.connections,
-			    (uint64_t)b->now_ms };
-			memcpy(r, u, sizeof r);
-			b->stats.connections++;
+			memcpy(r, unique, sizeof r);
+			unique[1]++;
 		}
 		n = snprintf(out, CONFIG_ID_MAX + 1, "%s%02X%02X%02X%02X-"
 		    "%02X%02X-%02X%02X-%02X%02X-%02X%02X%02X%02X%02X%02X",

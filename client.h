@@ -1,8 +1,9 @@
 /* client - the server side of one MQTT connection: one short function per
  * packet type, and the rules for how connections and sessions begin and end.
  *
- * Handlers append to outputs and mark what is to happen; sockets are written
- * and connections freed only in client_settle, at the end of the turn.
+ * Handlers append to outputs and mark what is to happen; connections are freed
+ * only in client_settle, at the end of the turn, and there sockets are written;
+ * sooner only where an output is full.
  */
 #ifndef CLIENT_H
 #define CLIENT_H

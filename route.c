@@ -2,8 +2,6 @@
 #include "mem.h"
 #include "send.h"
 
-#include <assert.h>
-
 /* Messages that one pump moves, and nodes that it looks at for retained ones,
  * before others get their turn. */
 #define PUMP_MAX 4096
@@ -452,7 +450,6 @@ bool
 route_waits(const struct client *c)
 {
 	const struct session *s = c->session;
-
 	const struct delivery *d = session_unsent(s);
 
 	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||

@@ -36,11 +36,12 @@ void route_pump(struct broker *b, struct client *c);
 /* Whether a pump would move something into c's output. */
 bool route_waits(const struct client *c);
 
-/* s has lost its connection, or (ended) is about to be freed and has no
- * subscriptions any more: what it got by shared subscriptions and was not sent
- * goes to other members. At the end of a session that includes QoS 1 messages
- * that were sent but not acknowledged; QoS 2 messages once sent stay with
- * their session [MQTT5-4.8.2-5]. */
+/* s has lost its connection: what it got by shared subscriptions and was not
+ * sent goes to other members that can take it at once, the rest stays with it.
+ * ended: it is about to be freed, and has no subscriptions any more; then any
+ * member will do, and QoS 1 messages that were sent but not acknowledged go
+ * too. QoS 2 messages once sent stay with their session [MQTT5-4.8.2-5]. The
+ * work is bounded: at the end of a session what is beyond is lost. */
 void route_leave(struct broker *b, struct session *s, bool ended);
 
 #endif

@@ -1,7 +1,6 @@
 #include "watch.h"
 #include "mem.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/signalfd.h>

@@ -1,6 +1,7 @@
 /* Fuzzer of topic: bytes as a list of operations, each of them checked
  * against a naive model. Memory may run out in any of them. */
 #include "mem.h"
+#include "model.h"
 #include "topic.h"
 
 #include <assert.h>
@@ -70,30 +71,6 @@ get_name(char *out, bool filter)
 	}
 	if (!*out)
 		strcpy(out, "/");
-}
-
-/* Section 4.7 read literally, level by level; the filter is a valid one. */
-static bool
-matches(const char *f, const char *t)
-{
-	size_t nf, nt;
-
-	if (*t == '$' && (*f == '+' || *f == '#'))
-		return false;
-	for (;; f++, t++) {
-		nf = strcspn(f, "/");
-		nt = strcspn(t, "/");
-		if (*f == '#')
-			return true;
-		if (*f != '+' && (nf != nt || memcmp(f, t, nf) != 0))
-			return false;
-		f += nf;
-		t += nt;
-		if (!*t)
-			return !*f || strcmp(f, "/#") == 0;
-		if (!*f)
-			return false;
-	}
 }
 
 /* ---- subscriptions ---- */

@@ -9,17 +9,9 @@ import stat
 import pytest
 
 from wire import CONNACK, PINGRESP, PUBACK, V5, V31, V311, Client, Closed, Will, connect as connect_packet, \
-    disconnect, free_port, pingreq, publish, wait_for
+    disconnect, free_port, has_ipv6, pingreq, publish, wait_for
 
 NAME = "(midge|mosquitto)"
-
-
-def has_ipv6():
-    try:
-        free_port(socket.AF_INET6, "::1")
-        return True
-    except OSError:
-        return False
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

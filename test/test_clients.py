@@ -29,7 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from wire import ROOT, free_port, password_line, wait_for
+from wire import ROOT, has_ipv6, password_line, wait_for
 
 WAIT_S = 20     # for anything that a client says or does
 
@@ -42,14 +42,6 @@ each_end = pytest.mark.parametrize("end", ["kill", "stop"])     # of the broker:
 LARGE = hashlib.shake_128(b"large").digest(1 << 20)
 
 numbers = itertools.count(1)
-
-
-def has_ipv6():
-    try:
-        free_port(socket.AF_INET6, "::1")
-        return True
-    except OSError:
-        return False
 
 
 class Program:

@@ -1,6 +1,7 @@
 /* Tests of topic: matching, shared subscriptions, retained messages, scans. */
 #include "check.h"
 #include "mem.h"
+#include "model.h"
 #include "topic.h"
 
 #define N(array) (sizeof(array) / sizeof *(array))
@@ -93,30 +94,6 @@ retain(const char *topic, const char *payload, int64_t expires_ms)
 	ok = m && topic_retain(&topics, p.topic, m);
 	msg_unref(m);
 	return ok;
-}
-
-/* Section 4.7 read literally, level by level; the filter is a valid one. */
-static bool
-matches(const char *f, const char *t)
-{
-	size_t nf, nt;
-
-	if (*t == '$' && (*f == '+' || *f == '#'))
-		return false;
-	for (;; f++, t++) {
-		nf = strcspn(f, "/");
-		nt = strcspn(t, "/");
-		if (*f == '#')
-			return true;
-		if (*f != '+' && (nf != nt || memcmp(f, t, nf) != 0))
-			return false;
-		f += nf;
-		t += nt;
-		if (!*t)
-			return !*f || strcmp(f, "/#") == 0;
-		if (!*f)
-			return false;
-	}
 }
 
 /* ---- which filter matches which topic ---- */

@@ -605,6 +605,15 @@ def free_port(family=socket.AF_INET, host="127.0.0.1"):
         return s.getsockname()[1]
 
 
+def has_ipv6():
+    """Whether this machine has ::1."""
+    try:
+        free_port(socket.AF_INET6, "::1")
+        return True
+    except OSError:
+        return False
+
+
 def password_line(user, password):
     """A line of a password file, as mosquitto_passwd 2.0 writes it."""
     salt = b"saltsaltsalt"
