@@ -9,6 +9,7 @@ WARN = -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
 HARD = -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE
 ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARD) $(CFLAGS)
 ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS)
+LIBS = -l:libbearssl.a -lm
 prefix = /usr/local
 
 SRC := $(sort $(wildcard *.c))
@@ -23,14 +24,14 @@ T = 20
 all: $(B)/midge
 
 $(B)/midge: $(OBJ)
-	$(CC) $(CFLAGS) $(ALL_LDFLAGS) -o $@ $(OBJ) -lm
+	$(CC) $(CFLAGS) $(ALL_LDFLAGS) -o $@ $(OBJ) $(LIBS)
 
 $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
 $(B)/test_%: test/test_%.c test/check.h test/model.h $(MODULES)
-	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) -lm
+	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
 
 $(B)/load: test/load.c | compiler
 	@mkdir -p $(B)
@@ -39,8 +40,9 @@ $(B)/load: test/load.c | compiler
 -include $(OBJ:.o=.d)
 
 compiler:
-	@command -v $(CC) >/dev/null && [ -e /usr/include/stdio.h ] || \
-		test/need.sh "the build" gcc libc6-dev
+	@command -v $(CC) >/dev/null && [ -e /usr/include/stdio.h ] && \
+		[ -e /usr/include/bearssl.h ] || \
+		test/need.sh "the build" gcc libc6-dev libbearssl-dev
 
 # A broker for this machine at port 1883 that shows all exchanges.
 run: $(B)/midge
@@ -82,7 +84,7 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 build/fuzz/fuzz_%: test/fuzz_%.c test/model.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
-		-o $@ $< $(filter-out broker.c,$(SRC)) -lm
+		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)
 
 tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
