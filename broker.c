@@ -26,6 +26,32 @@
 /* Work (see state.h) after which timers that are due wait for the next turn. */
 #define WORK_TIMERS 50000
 
+/* ---- certificates ---- */
+
+/* Reads the files of all listeners with TLS, or of those whose files have
+ * changed; what cannot be used leaves the old ones in force. */
+static void
+read_certificates(struct broker *b, bool all)
+{
+	struct tls_server *s;
+
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		const struct config_listener *k = &b->conf->listeners[i];
+
+		if (!b->certs[i] || !(tls_server_changed(b->certs[i],
+		    b->now_ms) || all))
+			continue;
+		s = tls_server_new(&b->tls, k);
+		log_notice(s ? "The certificates of port %d were read anew." :
+		    "Port %d goes on with the certificates that it had.",
+		    k->port);
+		if (!s)
+			continue;
+		tls_server_unref(b->certs[i]);
+		b->certs[i] = s;
+	}
+}
+
 /* ---- accepting ---- */
 
 static struct conn_addr
@@ -81,6 +107,8 @@ accept_clients(struct broker *b, struct listener *l)
 	socklen_t len;
 	int fd;
 
+	if (*l->tls)
+		read_certificates(b, false);
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
@@ -129,8 +157,10 @@ on_signal(void *arg, int signo)
 
 	if (signo == SIGINT || signo == SIGTERM)
 		b->stop = true;
-	else if (signo == SIGHUP)
+	else if (signo == SIGHUP) {
 		log_open(&b->conf->log);
+		read_certificates(b, true);
+	}
 }
 
 static void
@@ -162,12 +192,16 @@ static int
 timeout(const struct broker *b)
 {
 	int64_t due = timer_next(&b->timers), now;
+	int wait;
 
 	if (b->todo)
 		return 0;
+	now = watch_clock();    /* the turn may have taken its time */
+	wait = tls_wait_ms(&b->tls, now);
+	if (wait >= 0 && due > now + wait)
+		due = now + wait;
 	if (due == TIMER_NEVER)
 		return -1;
-	now = watch_clock();    /* the turn may have taken its time */
 	return due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
 	    (int)(due - now);
 }
@@ -203,8 +237,19 @@ handle_left_over(struct broker *b)
 			client_input(b, (struct client *)c);
 }
 
-/* Always in this order: wait, input, timers, log lines, output and closing,
- * and new connections last, when those that left are gone. */
+/* One step of one TLS handshake: an operation with a private key takes so long
+ * that no turn has two of them. */
+static void
+shake_hands(struct broker *b)
+{
+	struct client *c = tls_next(&b->tls, b->now_ms);
+
+	if (c)
+		client_shake(b, c);
+}
+
+/* Always in this order: wait, input, a handshake, timers, log lines, output and
+ * closing, and new connections last, when those that left are gone. */
 static void
 turn(struct broker *b)
 {
@@ -216,6 +261,7 @@ turn(struct broker *b)
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
 	handle_left_over(b);
+	shake_hands(b);
 	b->work = 0;
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
@@ -233,8 +279,7 @@ turn(struct broker *b)
 /* ---- start and stop ---- */
 
 static bool
-add_listener(struct broker *b, const struct config_listener *conf, int fd,
-    uint32_t *n_connections)
+add_listener(struct broker *b, unsigned i, int fd)
 {
 	struct listener *all = mem_resize(b->listeners,
 	    b->n_listeners * sizeof *all, (b->n_listeners + 1) * sizeof *all);
@@ -242,8 +287,9 @@ add_listener(struct broker *b, const struct config_listener *conf, int fd,
 	if (!all)
 		return false;
 	b->listeners = all;
-	all[b->n_listeners++] = (struct listener){ .conf = conf, .fd = fd,
-	    .n_connections = n_connections };
+	all[b->n_listeners++] = (struct listener){
+	    .conf = &b->conf->listeners[i], .fd = fd,
+	    .n_connections = &b->counts[i], .tls = &b->certs[i] };
 	return watch_fixed(&b->watch, fd);
 }
 
@@ -253,14 +299,17 @@ open_listeners(struct broker *b)
 	const struct config *k = b->conf;
 	int fds[LISTEN_FDS], n;
 
+	for (unsigned i = 0; i < k->n_listeners; i++)
+		if (k->listeners[i].certfile && !(b->certs[i] =
+		    tls_server_new(&b->tls, &k->listeners[i])))
+			return false;
 	for (unsigned i = 0; i < k->n_listeners; i++) {
 		n = listen_open(&k->listeners[i], fds);
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
 		for (int j = 0; j < n; j++)
-			if (!add_listener(b, &k->listeners[i], fds[j],
-			    &b->counts[i]))
+			if (!add_listener(b, i, fds[j]))
 				return false;
 	}
 	return true;
@@ -285,7 +334,10 @@ init(struct broker *b)
 	    .timers = &b->timers, .timer_kind = TIMER_SESSION };
 	b->buf = mem_alloc(CONN_BUF);
 	b->counts = mem_zalloc(b->conf->n_listeners * sizeof *b->counts);
-	if (!b->buf || !b->counts || !watch_init(&b->watch) ||
+	b->certs = mem_zalloc(b->conf->n_listeners * sizeof *b->certs);
+	tls_pool_init(&b->tls, (unsigned)b->conf->max_handshakes,
+	    b->conf->tls_keylog ? tls_keylog_open(b->conf->tls_keylog) : -1);
+	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
@@ -343,6 +395,10 @@ stop(struct broker *b)
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
 	mem_free(b->counts, b->conf->n_listeners * sizeof *b->counts);
+	for (unsigned i = 0; i < b->conf->n_listeners; i++)
+		tls_server_unref(b->certs[i]);
+	mem_free(b->certs, b->conf->n_listeners * sizeof *b->certs);
+	tls_pool_fini(&b->tls);
 	mem_free(b->subids, b->subids_cap * sizeof *b->subids);
 	mem_free(b->buf, CONN_BUF);
 	/* The ledger is right, or this is a leak of ours. */

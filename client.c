@@ -17,6 +17,9 @@
 /* How long the last packet may take to leave, and then the peer to hang up. */
 #define LINGER_MS 5000
 
+/* Seconds that a TLS handshake may take, if connect_timeout is not less. */
+#define HANDSHAKE_S 15
+
 /* Filters in one SUBSCRIBE that are looked at; what is beyond is refused, so
  * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
@@ -151,6 +154,17 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 		detach(b, c, true);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
+}
+
+/* TLS does not work with this peer, or no more; what is to be said to it stands
+ * in the output already. */
+static void
+client_broken(struct broker *b, struct client *c)
+{
+	log_disconnect(b, c, "TLS error", tls_fault(c->conn.tls));
+	if (c->state == CLIENT_UP)
+		detach(b, c, true);
+	hang_up(b, c);
 }
 
 /* ---- CONNECT ---- */
@@ -450,6 +464,9 @@ accept_connect(struct broker *b, struct client *c,
 	ack.tell_expiry = s->expiry != k->props.session_expiry;
 	set_keepalive(b, c);
 	log_connected(b, c, k);
+	if (c->conn.tls && b->conf->connection_messages)
+		log_notice("Client %s negotiated TLSv1.2 cipher %s",
+		    client_id(c), tls_cipher(c->conn.tls));
 	log_will(k);
 	send_connack(b, c, &ack);
 }
@@ -967,6 +984,19 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 
 /* ---- input ---- */
 
+/* One stable line for each handshake that fails; why may be NULL: no word was
+ * spoken yet. */
+static void
+log_refused_tls(const struct client *c, const char *why)
+{
+	char name[CONN_NAME];
+
+	if (why)
+		log_notice("TLS handshake with %s on port %d failed: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    why);
+}
+
 /* What the fixed header alone tells, before the body is waited for. */
 static bool
 header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
@@ -990,6 +1020,13 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 	return true;
 }
 
+/* The head of a record with a handshake; no CONNECT begins like that. */
+static bool
+looks_like_tls(const uint8_t *p, size_t n)
+{
+	return n >= 3 && p[0] == 0x16 && p[1] == 3 && p[2] <= 4;
+}
+
 /* Handles the packets in data; the bytes that are done with. *whole: the size
  * of a packet that is not complete yet, if known. */
 static size_t
@@ -1002,6 +1039,12 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	int r;
 
 	*whole = 0;
+	if (c->state == CLIENT_NEW && looks_like_tls(data, n)) {
+		client_close(b, c, MQTT_PROTOCOL_ERROR, "the client appears "
+		    "to be using TLS to connect to a non-TLS listener; tell "
+		    "it not to, or give the listener certfile and keyfile");
+		return n;
+	}
 	while (done < n && c->state < CLIENT_CLOSING) {
 		if (b->work > limit || conn_choked(&c->conn)) {
 			c->conn.ready = true;
@@ -1040,8 +1083,17 @@ client_input(struct broker *b, struct client *c)
 	if (c->state == CLIENT_DEAD)
 		return;
 	r = conn_read(&c->conn, b->buf, &data, &n);
+	if (c->conn.tls && c->conn.out_len > 0)
+		todo(b, c);             /* an alert */
 	if (r == 0)
 		return;
+	if (r < 0 && errno == EPROTO && c->state < CLIENT_CLOSING) {
+		client_broken(b, c);
+		return;
+	}
+	if (r < 0 && errno == 0 && !conn_open(&c->conn) &&
+	    c->state < CLIENT_CLOSING)
+		log_refused_tls(c, tls_hung_up(c->conn.tls));
 	if (r < 0) {
 		client_cut_off(b, c, errno == 0 ? "connection closed by client" :
 		    errno == ENOMEM ? "out of memory" : "connection lost");
@@ -1072,7 +1124,53 @@ client_event(struct broker *b, struct client *c, short events)
 		client_cut_off(b, c, "connection lost");
 }
 
+/* ---- TLS ---- */
+
+void
+client_shake(struct broker *b, struct client *c)
+{
+	const char *words;
+	char name[CONN_NAME];
+
+	switch (conn_shake(&c->conn, b->now_ms, &words)) {
+	case TLS_GOES_ON:
+		todo(b, c);
+		break;
+	case TLS_DONE:
+		log_debug("TLS handshake with %s on port %d succeeded: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    words);
+		timer_set(&b->timers, &c->timer,
+		    b->now_ms + b->conf->connect_timeout * 1000);
+		todo(b, c);
+		client_input(b, c);     /* what came with it */
+		break;
+	case TLS_FAILED:
+		log_refused_tls(c, words);
+		hang_up(b, c);
+	}
+}
+
 /* ---- life ---- */
+
+/* false: no memory; c has nothing then. */
+static bool
+client_init(struct broker *b, struct client *c, struct listener *l, int fd,
+    const struct conn_addr *peer)
+{
+	if (!timer_init(&b->timers, &c->timer, TIMER_CLIENT))
+		return false;
+	conn_init(&c->conn, fd, peer);
+	c->listener = l;
+	c->last_in_ms = b->now_ms;
+	c->packet_max = UINT32_MAX;
+	if ((!*l->tls || (c->conn.tls = tls_new(*l->tls, c))) &&
+	    watch_add(&b->watch, &c->conn))
+		return true;
+	tls_free(c->conn.tls);
+	timer_fini(&b->timers, &c->timer);
+	return false;
+}
 
 void
 client_new(struct broker *b, struct listener *l, int fd,
@@ -1081,34 +1179,22 @@ client_new(struct broker *b, struct listener *l, int fd,
 	struct client *c = mem_zalloc(sizeof *c);
 	char name[CONN_NAME];
 
-	if (!c || !timer_init(&b->timers, &c->timer, TIMER_CLIENT)) {
-		mem_free(c, sizeof *c);
-		c = NULL;
-	} else {
-		conn_init(&c->conn, fd, peer);
-		if (!watch_add(&b->watch, &c->conn)) {
-			timer_fini(&b->timers, &c->timer);
-			mem_free(c, sizeof *c);
-			c = NULL;
-		}
-	}
 	conn_name(peer, name);
-	if (!c) {
+	if (!c || !client_init(b, c, l, fd, peer)) {
 		log_error("Client connection from %s denied: out of memory.",
 		    name);
+		mem_free(c, sizeof *c);
 		close(fd);
 		return;
 	}
 	if (b->conf->connection_messages)
 		log_notice("New connection from %s on port %d.", name,
 		    l->conf->port);
-	c->listener = l;
-	c->last_in_ms = b->now_ms;
-	c->packet_max = UINT32_MAX;
 	(*l->n_connections)++;
 	b->stats.connections++;
-	timer_set(&b->timers, &c->timer,
-	    b->now_ms + b->conf->connect_timeout * 1000);
+	timer_set(&b->timers, &c->timer, b->now_ms + (c->conn.tls &&
+	    b->conf->connect_timeout > HANDSHAKE_S ? HANDSHAKE_S :
+	    b->conf->connect_timeout) * 1000);
 }
 
 void
@@ -1149,6 +1235,12 @@ client_timer(struct broker *b, struct client *c)
 {
 	switch (c->state) {
 	case CLIENT_NEW:
+		if (!conn_open(&c->conn)) {
+			log_refused_tls(c, "the client did not complete it in "
+			    "time");
+			hang_up(b, c);
+			break;
+		}
 		client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
 		    "no CONNECT within connect_timeout");
 		break;
@@ -1174,6 +1266,8 @@ client_settle(struct broker *b, struct client *c)
 		return;         /* it is on the list again */
 	}
 	if (c->state == CLIENT_CLOSING && c->conn.out_len == 0) {
+		conn_end(&c->conn);
+		send_flush(b, c);
 		shutdown(c->conn.fd, SHUT_WR);
 		c->state = CLIENT_LINGER;
 	}
@@ -1181,7 +1275,8 @@ client_settle(struct broker *b, struct client *c)
 		client_free(b, c);
 		return;
 	}
-	read = !conn_choked(&c->conn);
+	read = !conn_choked(&c->conn) && (!c->conn.tls ||
+	    tls_wants_input(c->conn.tls));
 	if ((c->conn.ready && read) ||
 	    (c->state == CLIENT_UP && !c->blocked && route_waits(c)))
 		todo(b, c);

@@ -18,6 +18,9 @@ void client_new(struct broker *b, struct listener *l, int fd,
 /* poll() said so. */
 void client_event(struct broker *b, struct client *c, short events);
 
+/* One step of the TLS handshake, for one that tls_next has named. */
+void client_shake(struct broker *b, struct client *c);
+
 /* Handles input that is there or was left over from the last turn. */
 void client_input(struct broker *b, struct client *c);
 

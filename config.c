@@ -228,6 +228,31 @@ set_protocol(struct parser *p, char *value)
 }
 
 static bool
+set_tls_version(struct parser *p, char *value)
+{
+	first_word(value);
+	if (!strcmp(value, "tlsv1.2"))
+		return true;
+	if (!strcmp(value, "tlsv1.3"))
+		return bad_value(p, value, "midge has TLS 1.2 and no 1.3; "
+		    "clients that can do both agree on 1.2 by themselves, so "
+		    "write tlsv1.2 or leave the line out");
+	if (strcmp(value, "tlsv1.1") && strcmp(value, "tlsv1"))
+		return bad_value(p, value, "it must be tlsv1.2");
+	log_warning("Warning: tls_version %s: midge speaks TLS 1.2 and nothing "
+	    "older, at %s:%u.", value, p->file, p->line);
+	return true;
+}
+
+static bool
+set_tls_keyform(struct parser *p, char *value)
+{
+	if (!strcmp(first_word(value), "pem"))
+		return true;
+	return bad_value(p, value, "keys are read from PEM files only");
+}
+
+static bool
 set_allow_anonymous(struct parser *p, char *value)
 {
 	p->c->allow_anonymous_set = true;
@@ -333,10 +358,18 @@ static const struct option options[] = {
 	{ "allow_zero_length_clientid", BOOL, G(allow_zero_length_clientid) },
 	{ "auto_id_prefix", STRING, G(auto_id_prefix), .max = 50 },
 	{ "bind_address", SPECIAL, .set = set_bind_address },
+	{ "cafile", STRING, L(cafile), .max = PATH_MAX },
+	{ "capath", STRING, L(capath), .max = PATH_MAX },
+	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
+	{ "ciphers", STRING, L(ciphers), .max = 4096 },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
+	{ "crlfile", STRING, L(crlfile), .max = PATH_MAX },
+	{ "disable_client_cert_date_checks", BOOL,
+	    L(disable_client_cert_date_checks) },
 	{ "include_dir", SPECIAL, .set = set_include_dir },
+	{ "keyfile", STRING, L(keyfile), .max = PATH_MAX },
 	{ "listener", SPECIAL, .set = set_listener },
 	{ "log_dest", SPECIAL, .set = set_log_dest },
 	{ "log_facility", INT, G(log.facility), .min = 0, .max = 7 },
@@ -345,6 +378,7 @@ static const struct option options[] = {
 	{ "log_type", SPECIAL, .set = set_log_type },
 	{ "max_connections", INT, L(max_connections), .min = -1,
 	    .max = INT_MAX },
+	{ "max_handshakes", INT, G(max_handshakes), .min = 1, .max = 1000 },
 	{ "max_inflight_messages", INT, G(max_inflight_messages),
 	    .max = 65535 },
 	{ "max_keepalive", INT, G(max_keepalive), .max = 65535 },
@@ -364,18 +398,25 @@ static const struct option options[] = {
 	{ "port", SPECIAL, .set = set_port },
 	{ "protocol", SPECIAL, .set = set_protocol, .listener = true },
 	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
+	{ "require_certificate", BOOL, L(require_certificate) },
 	{ "retain_available", BOOL, G(retain_available) },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
 	{ "sys_interval", INT, G(sys_interval), .max = 65535 },
+	{ "tls_keyform", SPECIAL, .set = set_tls_keyform },
+	{ "tls_version", SPECIAL, .set = set_tls_version, .listener = true },
 	{ "upgrade_outgoing_qos", BOOL, G(upgrade_outgoing_qos) },
+	{ "use_identity_as_username", BOOL, L(use_identity_as_username) },
+	{ "use_subject_as_username", BOOL, L(use_subject_as_username) },
 
 	/* Options of Mosquitto that change nothing here, or nothing that
 	 * anybody relies on. */
 	{ "allow_duplicate_messages", IGNORED,
 	    .why = "overlapping subscriptions give one copy" },
 	{ "auth_plugin_deny_special_chars", IGNORED, .why = LATER },
+	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
+	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
 	{ "autosave_interval", IGNORED, .why = LATER },
 	{ "autosave_on_changes", IGNORED, .why = LATER },
 	{ "check_retain_source", IGNORED, .why = LATER },
@@ -397,14 +438,9 @@ static const struct option options[] = {
 	{ "acl_file", REFUSED, .why = LATER },
 	{ "auth_plugin", REFUSED, .why = "midge has no plugins" },
 	{ "bind_interface", REFUSED, .why = LATER },
-	{ "cafile", REFUSED, .why = "midge has no TLS yet" },
-	{ "capath", REFUSED, .why = "midge has no TLS yet" },
-	{ "certfile", REFUSED, .why = "midge has no TLS yet" },
 	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
-	{ "crlfile", REFUSED, .why = "midge has no TLS yet" },
 	{ "global_max_clients", REFUSED, .why = LATER },
 	{ "global_max_connections", REFUSED, .why = LATER },
-	{ "keyfile", REFUSED, .why = "midge has no TLS yet" },
 	{ "listener_allow_anonymous", REFUSED, .why = LATER },
 	{ "mount_point", REFUSED, .why = LATER },
 	{ "password_file", REFUSED, .why = LATER },
@@ -416,11 +452,9 @@ static const struct option options[] = {
 	    .why = "midge keeps nothing on disk yet" },
 	{ "plugin", REFUSED, .why = "midge has no plugins" },
 	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
-	{ "require_certificate", REFUSED, .why = "midge has no TLS yet" },
-	{ "tls_version", REFUSED, .why = "midge has no TLS yet" },
-	{ "use_identity_as_username", REFUSED,
-	    .why = "midge has no TLS yet" },
-	{ "use_subject_as_username", REFUSED, .why = "midge has no TLS yet" },
+	{ "tls_engine", REFUSED, .why = "keys are read from files only" },
+	{ "tls_engine_kpass_sha1", REFUSED,
+	    .why = "keys are read from files only" },
 	{ "use_username_as_clientid", REFUSED, .why = LATER },
 };
 
@@ -660,6 +694,7 @@ set_defaults(struct config *c)
 		.retain_available = true,
 		.set_tcp_nodelay = true,
 		.connect_timeout = 30,
+		.max_handshakes = 32,
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
@@ -711,6 +746,34 @@ finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
 	c->log.time_format = c->log_timestamp_format;
 }
 
+/* Options of TLS that go together. */
+static bool
+check_tls(const struct config_listener *l)
+{
+	const char *fault = NULL;
+
+	if (!l->certfile != !l->keyfile)
+		fault = "certfile and keyfile must both be given";
+	else if ((l->cafile || l->capath) && !l->certfile)
+		fault = "cafile and capath alone do not make TLS: certfile "
+		    "and keyfile are missing";
+	else if (l->require_certificate && !l->cafile && !l->capath)
+		fault = "require_certificate needs cafile or capath";
+	else if ((l->require_certificate || l->crlfile || l->ciphers) &&
+	    !l->certfile)
+		fault = "this is a plain listener: certfile and keyfile are "
+		    "missing";
+	if (!l->require_certificate && (l->use_identity_as_username ||
+	    l->use_subject_as_username))
+		log_warning("Warning: Listener on port %d: user names are to "
+		    "come from certificates, but without require_certificate "
+		    "true no client is asked for one, and all are refused.",
+		    l->port);
+	if (fault)
+		log_error("Error: Listener on port %d: %s.", l->port, fault);
+	return !fault;
+}
+
 struct args {
 	int ports[PORTS_MAX];
 	unsigned n_ports;
@@ -757,6 +820,13 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 				log_error("Error: -c needs a file name.");
 				return CONFIG_BAD;
 			}
+		} else if (!strcmp(argv[i], "--tls-keylog")) {
+			c->tls_keylog = argv[++i];
+			if (!c->tls_keylog) {
+				log_error("Error: --tls-keylog needs a file "
+				    "name.");
+				return CONFIG_BAD;
+			}
 		} else if (is_arg(argv[i], "-p", "--port")) {
 			if (!get_port_arg(a, argv[++i]))
 				return CONFIG_BAD;
@@ -787,6 +857,9 @@ config_read(struct config *c, int argc, char **argv)
 		return CONFIG_BAD;
 	}
 	finish(c, &p, a.ports, a.n_ports);
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		if (!check_tls(&c->listeners[i]))
+			return CONFIG_BAD;
 	return CONFIG_RUN;
 }
 
@@ -796,6 +869,12 @@ config_free(struct config *c)
 	for (unsigned i = 0; i < c->n_listeners; i++) {
 		free(c->listeners[i].host);
 		free(c->listeners[i].path);
+		free(c->listeners[i].cafile);
+		free(c->listeners[i].capath);
+		free(c->listeners[i].certfile);
+		free(c->listeners[i].keyfile);
+		free(c->listeners[i].crlfile);
+		free(c->listeners[i].ciphers);
 	}
 	free(c->listeners);
 	free(c->auto_id_prefix);
@@ -809,12 +888,13 @@ config_usage(void)
 {
 	return
 	    "midge version " MIDGE_VERSION " - an MQTT broker\n\n"
-	    "Usage: midge [-c FILE] [-p PORT] [-v]\n\n"
+	    "Usage: midge [-c FILE] [-p PORT] [-v] [--tls-keylog FILE]\n\n"
 	    "  -c, --config-file FILE  read this configuration file\n"
 	    "  -p, --port PORT         listen on this port of this machine "
 	    "(without\n"
 	    "                          listeners in a file; up to 10 times)\n"
 	    "  -v, --verbose           log everything, each packet included\n"
+	    "      --tls-keylog FILE   write TLS keys there, for Wireshark\n"
 	    "      --version           print the version\n"
 	    "  -h, --help              print this\n\n"
 	    "Without -c only clients on this machine can connect, at port "

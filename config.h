@@ -15,6 +15,10 @@
 
 #define MIDGE_VERSION "0.1.0"
 
+/* When this version was made, s since 1970: it is later than that now, whatever
+ * a clock without battery says. */
+#define MIDGE_TIME INT64_C(1795219200)  /* 2026-11-21 */
+
 /* The longest identifier that is assigned: prefix and a UUID. */
 #define CONFIG_ID_MAX (50 + 36)
 
@@ -32,6 +36,14 @@ struct config_listener {
 	int max_topic_alias;    /* client to broker */
 	int max_topic_alias_broker;
 	bool local;             /* made by local-only mode */
+	char *cafile, *capath;  /* PEM; authorities of client certificates */
+	char *certfile, *keyfile;       /* not NULL: TLS */
+	char *crlfile;
+	char *ciphers;          /* OpenSSL's names */
+	bool require_certificate;
+	bool use_identity_as_username;  /* the Common Name */
+	bool use_subject_as_username;
+	bool disable_client_cert_date_checks;
 };
 
 struct config {
@@ -49,6 +61,8 @@ struct config {
 	char *auto_id_prefix;
 	char *clientid_prefixes;
 	int connect_timeout;    /* s */
+	int max_handshakes;     /* TLS, at a time */
+	const char *tls_keylog; /* file; NULL: none */
 	int max_inflight_messages;
 	int max_keepalive;      /* s */
 	int max_packet_size;    /* bytes */

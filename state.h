@@ -23,6 +23,7 @@ struct listener {
 	const struct config_listener *conf;
 	int fd;
 	uint32_t *n_connections;        /* shared by the sockets of one conf */
+	struct tls_server **tls;        /* the same; NULL in it: plain */
 	bool pending;                   /* somebody wants to connect */
 };
 
@@ -83,6 +84,8 @@ struct broker {
 	struct listener *listeners;
 	unsigned n_listeners;
 	uint32_t *counts;               /* connections per configured listener */
+	struct tls_server **certs;      /* per configured listener, or NULL */
+	struct tls_pool tls;
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
 	struct stats stats;
