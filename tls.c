@@ -2035,6 +2035,9 @@ run(struct tls *t, const char **out)
 		state = br_ssl_engine_current_state(eng);
 		if (state & BR_SSL_SENDREC) {
 			p = br_ssl_engine_sendrec_buf(eng, &n);
+			/* Its alert for old clients has version 0. */
+			if (p[1] == 0)
+				p[1] = p[2] = 3;
 			if (!keep_rest(t, p, n))
 				return fail(t, 0, "out of memory", out);
 			br_ssl_engine_sendrec_ack(eng, n);
