@@ -1976,12 +1976,20 @@ fail(struct tls *t, uint8_t alert, const char *text, const char **out)
 	return TLS_FAILED;
 }
 
+/* Whether the peer does not expect our records to be encrypted yet: later there
+ * is no alert that it could read. */
+static bool
+in_clear(const br_ssl_engine_context *eng)
+{
+	return eng->out.vtable == &br_sslrec_out_clear_vtable;
+}
+
 static enum tls_step
 engine_failed(struct tls *t, const char **out)
 {
 	br_ssl_engine_context *eng = &t->shake->lane->sc.eng;
 	unsigned err = (unsigned)br_ssl_engine_last_error(eng);
-	bool clear = eng->out.vtable == &br_sslrec_out_clear_vtable;
+	bool clear = in_clear(eng);
 	const char *text = "the client ended the handshake";
 	uint8_t alert = 0;
 
@@ -2055,9 +2063,10 @@ run(struct tls *t, const char **out)
 			if (left == 0)
 				break;
 			if (left < 0)
-				return fail(t, BR_ALERT_DECODE_ERROR,
-				    "refused by us: what came in the "
-				    "handshake is not TLS", out);
+				return fail(t, in_clear(eng) ?
+				    BR_ALERT_DECODE_ERROR : 0, "refused by "
+				    "us: what came in the handshake is not "
+				    "TLS", out);
 		} else {
 			/* Never more than the record at hand: what follows the
 			 * handshake is not the engine's any more. */
