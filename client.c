@@ -125,6 +125,8 @@ log_disconnect(struct broker *b, struct client *c, const char *reason,
 static void
 hang_up(struct broker *b, struct client *c)
 {
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_CLOSING;
 	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
 	todo(b, c);
@@ -152,6 +154,8 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 		log_disconnect(b, c, reason, NULL);
 	if (c->state == CLIENT_UP)
 		detach(b, c, true);
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
 }
@@ -1109,6 +1113,9 @@ client_input(struct broker *b, struct client *c)
 		client_cut_off(b, c, "out of memory");
 	if (c->conn.ready)
 		todo(b, c);
+	else if (c->state < CLIENT_CLOSING && c->conn.tls &&
+	    tls_is_over(c->conn.tls))
+		client_input(b, c);     /* nothing more will wake it */
 }
 
 void

@@ -1253,6 +1253,13 @@ tls_free(struct tls *t)
 	mem_free(t, sizeof *t);
 }
 
+void
+tls_give_up(struct tls *t)
+{
+	if (t->state != OPEN)
+		end_shake(t, BROKEN);
+}
+
 bool
 tls_is_open(const struct tls *t)
 {
@@ -1407,8 +1414,9 @@ put_alert(struct tls *t, uint8_t level, uint8_t what)
 	load_out(t, s, &r);
 	buf[20] = level;
 	buf[21] = what;
-	keep_rest(t, buf, seal(&r, ALERT, buf + 20, 2, buf));
-	t->out.seq = seq_of(s, &r);
+	/* What does not go out has no number. */
+	if (keep_rest(t, buf, seal(&r, ALERT, buf + 20, 2, buf)))
+		t->out.seq = seq_of(s, &r);
 	explicit_bzero(&r, sizeof r);
 }
 
@@ -1569,13 +1577,15 @@ end(int err)
 	return TLS_END;
 }
 
-/* A fault of the peer's after the handshake. */
+/* A fault of the peer's after the handshake. What came before it still counts,
+ * so that the caller gets that first. */
 static ssize_t
 broken(struct tls *t, uint8_t alert, const char *why)
 {
 	t->fault = why;
-	put_alert(t, 2, alert);
-	t->state = BROKEN;
+	if (alert)
+		put_alert(t, 2, alert);
+	t->shut = true;
 	return end(EPROTO);
 }
 
@@ -1590,11 +1600,8 @@ control(struct tls *t, uint8_t type, const uint8_t *p, size_t n)
 	}
 	if (type == ALERT && n == 2 && p[0] == 1)
 		return TLS_NOTHING;
-	if (type == ALERT && n == 2) {
-		t->fault = "the client ended it with a TLS alert";
-		t->state = BROKEN;
-		return end(EPROTO);
-	}
+	if (type == ALERT && n == 2)
+		return broken(t, 0, "the client ended it with a TLS alert");
 	if (type == HANDSHAKE) {
 		/* RFC 5246, 7.2.2: the session may go on. */
 		put_alert(t, 1, BR_ALERT_NO_RENEGOTIATION);
@@ -1649,7 +1656,8 @@ unseal_all(struct tls *t, uint8_t *p, size_t n, uint8_t *to, size_t *done)
 	return got > 0 ? (ssize_t)got : r;
 }
 
-/* What was kept and what is new, one behind the other at p. */
+/* What was kept and what is new, one behind the other at p. Returns how much is
+ * new. */
 static ssize_t
 read_raw(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 {
@@ -1700,6 +1708,23 @@ read_shake(struct tls *t, int fd, uint8_t *p, bool *more)
 	return TLS_NOTHING;
 }
 
+bool
+tls_is_over(const struct tls *t)
+{
+	return t->state == OPEN && (t->ended || t->fault);
+}
+
+/* Tells it. After a fault, what still comes is thrown away. */
+static ssize_t
+tell_end(struct tls *t)
+{
+	free_raw(t);
+	if (!t->fault)
+		return end(0);
+	t->state = BROKEN;
+	return end(EPROTO);
+}
+
 ssize_t
 tls_read(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 {
@@ -1708,20 +1733,26 @@ tls_read(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 
 	if (t->state != OPEN)
 		return read_shake(t, fd, p, more);
-	if (t->ended)
-		return end(0);
-	/* Decryption takes long: others want their turn. */
-	got = read_raw(t, fd, p, n < TLS_READ_MIN ? n : TLS_READ_MIN, more);
-	if (got < 0 && (got == TLS_END || !whole_record(t)))
+	if (tls_is_over(t))
+		return tell_end(t);
+	if (whole_record(t)) {
+		/* It came with the handshake, perhaps with the end behind. */
+		memcpy(p, t->raw->p, t->raw->len);
+		*more = true;
+		got = 0;
+	} else {
+		/* Decryption takes long: others want their turn. */
+		got = read_raw(t, fd, p, n < TLS_READ_MIN ? n : TLS_READ_MIN,
+		    more);
+	}
+	if (got < 0)
 		return got;
-	len = bytes_left(t->raw) + (got > 0 ? (size_t)got : 0);
+	len = bytes_left(t->raw) + (size_t)got;
 	plain = unseal_all(t, p, len, p, &done);
-	if (plain == TLS_END)
-		return TLS_END;
-	if (t->ended && plain < 0)
-		return end(0);
+	if (tls_is_over(t))
+		return plain < 0 ? tell_end(t) : plain;
 	/* The plaintext ends before the rest of the input begins. */
-	if (!keep_raw(t, p + done, t->ended ? 0 : len - done))
+	if (!keep_raw(t, p + done, len - done))
 		return end(ENOMEM);
 	return plain;
 }
@@ -1969,12 +2000,20 @@ fail(struct tls *t, uint8_t alert, const char *text, const char **out)
 	return TLS_FAILED;
 }
 
+/* Whether the peer does not expect our records to be encrypted yet: later there
+ * is no alert that it could read. */
+static bool
+in_clear(const br_ssl_engine_context *eng)
+{
+	return eng->out.vtable == &br_sslrec_out_clear_vtable;
+}
+
 static enum tls_step
 engine_failed(struct tls *t, const char **out)
 {
 	br_ssl_engine_context *eng = &t->shake->lane->sc.eng;
 	unsigned err = (unsigned)br_ssl_engine_last_error(eng);
-	bool clear = eng->out.vtable == &br_sslrec_out_clear_vtable;
+	bool clear = in_clear(eng);
 	const char *text = "the client ended the handshake";
 	uint8_t alert = 0;
 
@@ -2051,9 +2090,10 @@ run(struct tls *t, const char **out)
 			if (left == 0)
 				break;
 			if (left < 0)
-				return fail(t, BR_ALERT_DECODE_ERROR,
-				    "refused by us: what came in the "
-				    "handshake is not TLS", out);
+				return fail(t, in_clear(eng) ?
+				    BR_ALERT_DECODE_ERROR : 0, "refused by "
+				    "us: what came in the handshake is not "
+				    "TLS", out);
 		} else {
 			/* Never more than the record at hand: what follows the
 			 * handshake is not the engine's any more. */
