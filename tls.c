@@ -1718,7 +1718,7 @@ tls_is_over(const struct tls *t)
 static ssize_t
 tell_end(struct tls *t)
 {
-	free_raw(t);
+	bytes_free(&t->raw);
 	if (!t->fault)
 		return end(0);
 	t->state = BROKEN;
