@@ -13,6 +13,7 @@
 #include "hash.h"
 #include "listen.h"
 #include "mem.h"
+#include "passwd.h"
 #include "state.h"
 #include "sys.h"
 
@@ -130,7 +131,7 @@ on_signal(void *arg, int signo)
 	if (signo == SIGINT || signo == SIGTERM)
 		b->stop = true;
 	else if (signo == SIGHUP)
-		log_open(&b->conf->log);
+		b->reload = true;
 }
 
 static void
@@ -163,7 +164,7 @@ timeout(const struct broker *b)
 {
 	int64_t due = timer_next(&b->timers), now;
 
-	if (b->todo)
+	if (b->todo || b->logins)
 		return 0;
 	if (due == TIMER_NEVER)
 		return -1;
@@ -203,6 +204,25 @@ handle_left_over(struct broker *b)
 			client_input(b, (struct client *)c);
 }
 
+/* SIGHUP: the log file, password and ACL files anew. */
+static void
+reload(struct broker *b)
+{
+	struct auth old = b->auth, fresh;
+
+	b->reload = false;
+	log_open(&b->conf->log);
+	log_info("Reloading config.");
+	if (!auth_load(&fresh, b->conf)) {
+		log_error("Error: The password and ACL files that were loaded "
+		    "before stay in force.");
+		return;
+	}
+	b->auth = fresh;
+	client_rules_changed(b, &old);
+	auth_fini(&old);
+}
+
 /* Always in this order: wait, input, timers, log lines, output and closing,
  * and new connections last, when those that left are gone. */
 static void
@@ -215,7 +235,10 @@ turn(struct broker *b)
 	log_flush();
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
+	if (b->reload)
+		reload(b);
 	handle_left_over(b);
+	client_check_passwords(b);
 	b->work = 0;
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
@@ -234,7 +257,7 @@ turn(struct broker *b)
 
 static bool
 add_listener(struct broker *b, const struct config_listener *conf, int fd,
-    uint32_t *n_connections)
+    unsigned place)
 {
 	struct listener *all = mem_resize(b->listeners,
 	    b->n_listeners * sizeof *all, (b->n_listeners + 1) * sizeof *all);
@@ -243,7 +266,7 @@ add_listener(struct broker *b, const struct config_listener *conf, int fd,
 		return false;
 	b->listeners = all;
 	all[b->n_listeners++] = (struct listener){ .conf = conf, .fd = fd,
-	    .n_connections = n_connections };
+	    .n_connections = &b->counts[place], .guard = (uint8_t)place };
 	return watch_fixed(&b->watch, fd);
 }
 
@@ -259,8 +282,7 @@ open_listeners(struct broker *b)
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
 		for (int j = 0; j < n; j++)
-			if (!add_listener(b, &k->listeners[i], fds[j],
-			    &b->counts[i]))
+			if (!add_listener(b, &k->listeners[i], fds[j], i))
 				return false;
 	}
 	return true;
@@ -336,6 +358,7 @@ stop(struct broker *b)
 		listen_remove(b->listeners[i].conf);
 	}
 	free_sessions(b);
+	auth_fini(&b->auth);
 	sys_fini(b);
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
@@ -379,6 +402,8 @@ run(const struct config *c)
 	raise_descriptor_limit();
 	hash_seed();
 	mem_set_limit(c->memory_limit);
+	if (!auth_load(&b.auth, c))
+		return EXIT_FILES;
 	if (!init(&b)) {
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
@@ -395,8 +420,8 @@ run(const struct config *c)
 	return ok ? 0 : EXIT_START;
 }
 
-int
-main(int argc, char **argv)
+static int
+serve(int argc, char **argv)
 {
 	struct config c;
 	int rc = 0;
@@ -418,4 +443,34 @@ main(int argc, char **argv)
 	log_close();
 	config_free(&c);
 	return rc;
+}
+
+/* The other programs in this one: midge NAME ..., or called by the name that
+ * they have elsewhere. */
+static const struct program {
+	const char *name, *elsewhere;
+	int (*main)(int argc, char **argv);
+} programs[] = {
+	{ "passwd", "mosquitto_passwd", passwd_main },
+};
+
+int
+main(int argc, char **argv)
+{
+	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+	const char *me = slash ? slash + 1 : argc > 0 ? argv[0] : "midge";
+	char name[64];
+
+	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+		const struct program *p = &programs[i];
+
+		if (p->elsewhere && !strcmp(me, p->elsewhere))
+			return p->main(argc, argv);
+		if (argc < 2 || strcmp(argv[1], p->name))
+			continue;
+		snprintf(name, sizeof name, "midge %s", p->name);
+		argv[1] = name;
+		return p->main(argc - 1, argv + 1);
+	}
+	return serve(argc, argv);
 }
