@@ -66,13 +66,13 @@ ask(const char *prompt)
 
 	if (!line)
 		return NULL;
-	fputs(prompt, stdout);
-	fflush(stdout);
 	if (tty) {
 		quiet = old;
 		quiet.c_lflag &= ~(tcflag_t)ECHO;
 		tcsetattr(STDIN_FILENO, TCSAFLUSH, &quiet);
 	}
+	fputs(prompt, stdout);
+	fflush(stdout);
 	got = fgets(line, PASSWORD_MAX + 2, stdin);
 	if (tty)
 		tcsetattr(STDIN_FILENO, TCSAFLUSH, &old);
@@ -133,12 +133,12 @@ put_user(const struct job *j, FILE *out, const char *user,
 	return fprintf(out, "%s:%s\n", user, text) > 0;
 }
 
+/* Damaged or not: to hash a hash would help nobody. */
 static bool
 is_hashed(const char *text)
 {
-	struct pwhash h;
-
-	return !strncmp(text, "$argon2", 7) || !pwhash_parse(&h, text);
+	return !strncmp(text, "$6$", 3) || !strncmp(text, "$7$", 3) ||
+	    !strncmp(text, "$argon2", 7);
 }
 
 /* One line of the old file into the new one; the user's is changed or left
