@@ -1058,8 +1058,8 @@ check_tls(const struct config_listener *l)
 		fault = "require_certificate needs cafile or capath";
 	else if ((l->require_certificate || l->crlfile || l->ciphers) &&
 	    !l->certfile)
-		fault = "this is a plain listener: certfile and keyfile are "
-		    "missing";
+		fault = "require_certificate, crlfile and ciphers are for "
+		    "listeners with TLS: certfile and keyfile are missing";
 	if (!l->require_certificate && (l->use_identity_as_username ||
 	    l->use_subject_as_username))
 		log_warning("Warning: Listener on port %d: user names are to "
