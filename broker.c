@@ -54,18 +54,32 @@ set_accepting(struct broker *b, bool on)
 	    b->now_ms + ACCEPT_PAUSE_MS);
 }
 
+/* NULL: there is room for one more, or the limit that says no. */
+static const char *
+limit_reached(const struct broker *b, const struct listener *l)
+{
+	int max = l->conf->max_connections;
+
+	if (max >= 0 && *l->n_connections >= (uint32_t)max)
+		return "max_connections";
+	max = b->conf->global_max_connections;
+	return max >= 0 && b->watch.n_conns >= (uint32_t)max ?
+	    "global_max_connections" : NULL;
+}
+
 static void
 take_client(struct broker *b, struct listener *l, int fd,
     const struct sockaddr_storage *ss)
 {
 	struct conn_addr a = peer_addr(ss);
-	int max = l->conf->max_connections, on = 1;
+	const char *limit = limit_reached(b, l);
 	char name[CONN_NAME];
+	int on = 1;
 
 	b->stats.sockets++;
-	if (max >= 0 && *l->n_connections >= (uint32_t)max) {
-		log_notice("Client connection from %s denied: "
-		    "max_connections exceeded.", conn_name(&a, name));
+	if (limit) {
+		log_notice("Client connection from %s denied: %s exceeded.",
+		    conn_name(&a, name), limit);
 		close(fd);
 		return;
 	}
@@ -406,6 +420,7 @@ main(int argc, char **argv)
 		log_open(&c.log);
 		rc = run(&c);
 		break;
+	case CONFIG_TEST:
 	case CONFIG_HELP:
 		fputs(config_usage(), stdout);
 		break;

@@ -21,6 +21,46 @@
  * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
 
+/* ---- mount_point ---- */
+
+/* Puts the listener's mount point in front of a topic or filter, behind $share
+ * and its name if that is there. *own is the memory that s shows then, of
+ * s->len bytes and the caller's, or NULL. false: no memory, or too long. */
+static bool
+mount_behind(const struct client *c, uint32_t head, struct mqtt_str *s,
+    uint8_t **own)
+{
+	const char *point = c->listener->conf->mount_point;
+	uint32_t n = point ? (uint32_t)strlen(point) : 0;
+
+	*own = NULL;
+	if (n == 0)
+		return true;
+	if (s->len + n > UINT16_MAX || !(*own = mem_alloc(s->len + n)))
+		return false;
+	memcpy(*own, s->p, head);
+	memcpy(*own + head, point, n);
+	memcpy(*own + head + n, s->p + head, s->len - head);
+	*s = (struct mqtt_str){ *own, s->len + n };
+	return true;
+}
+
+static bool
+mount(const struct client *c, struct mqtt_str *topic, uint8_t **own)
+{
+	return mount_behind(c, 0, topic, own);
+}
+
+static bool
+mount_filter(const struct client *c, struct mqtt_str *filter, uint8_t **own)
+{
+	struct mqtt_str name, rest = *filter;
+
+	if (mqtt_is_shared(*filter) && !mqtt_split_shared(*filter, &name, &rest))
+		return false;
+	return mount_behind(c, filter->len - rest.len, filter, own);
+}
+
 /* ---- the end of sessions and connections ---- */
 
 static void
@@ -165,12 +205,18 @@ refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
 	client_close(b, c, reason, why);
 }
 
+static const char *
+id_prefix(const struct broker *b, const struct client *c)
+{
+	return c->listener->conf->auto_id_prefix ?
+	    c->listener->conf->auto_id_prefix : b->conf->auto_id_prefix ?
+	    b->conf->auto_id_prefix : "auto-";
+}
+
 /* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
 static void
-make_id(struct broker *b, char out[CONFIG_ID_MAX + 1])
+make_id(struct broker *b, const char *prefix, char out[CONFIG_ID_MAX + 1])
 {
-	const char *prefix = b->conf->auto_id_prefix ?
-	    b->conf->auto_id_prefix : "auto-";
 	/* For early at boot, when there are no random bytes: unique will do. */
 	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
 	uint8_t r[sizeof unique];
@@ -219,6 +265,20 @@ check_id(const struct broker *b, const struct mqtt_connect *k,
 	return MQTT_OK;
 }
 
+/* Sessions of clients that are away count too. */
+static enum mqtt_reason
+check_room(const struct broker *b, const struct mqtt_connect *k,
+    const char **why)
+{
+	int max = b->conf->global_max_clients;
+
+	if (max < 0 || b->sessions.by_id.n < (uint32_t)max ||
+	    (k->id.len > 0 && session_find(&b->sessions, k->id)))
+		return MQTT_OK;
+	*why = "global_max_clients exceeded";
+	return MQTT_QUOTA;
+}
+
 static enum mqtt_reason
 check_will(const struct broker *b, const struct client *c,
     const struct mqtt_connect *k, const char **why)
@@ -265,25 +325,30 @@ check_connect(const struct broker *b, const struct client *c,
 	}
 	if ((r = check_will(b, c, k, why)) != MQTT_OK ||
 	    (r = auth_login(b->conf, k, why)) != MQTT_OK ||
-	    (r = check_id(b, k, why)) != MQTT_OK)
+	    (r = check_id(b, k, why)) != MQTT_OK ||
+	    (r = check_room(b, k, why)) != MQTT_OK)
 		return r;
 	return check_keepalive(b, k, why);
 }
 
 static struct will *
-new_will(const struct mqtt_connect *k)
+new_will(const struct client *c, const struct mqtt_connect *k)
 {
 	struct mqtt_publish p = { .topic = k->will_topic,
 	    .payload = k->will_payload, .props = k->will_props.forward,
 	    .qos = k->will_qos, .retain = k->will_retain };
 	struct will *w = mem_alloc(sizeof *w);
+	uint8_t *own;
 
 	if (!w)
 		return NULL;
-	*w = (struct will){ .msg = msg_new(&p, MSG_NEVER),
-	    .delay = k->will_props.will_delay,
+	*w = (struct will){ .delay = k->will_props.will_delay,
 	    .expiry = k->will_props.message_expiry,
 	    .has_expiry = mqtt_has(&k->will_props, MQTT_P_MESSAGE_EXPIRY) };
+	if (mount(c, &p.topic, &own)) {
+		w->msg = msg_new(&p, MSG_NEVER);
+		mem_free(own, p.topic.len);
+	}
 	if (!w->msg) {
 		mem_free(w, sizeof *w);
 		return NULL;
@@ -301,6 +366,32 @@ session_expiry(const struct broker *b, uint8_t version, bool clean,
 	uint32_t e = version == MQTT_5 ? asked : clean ? 0 : SESSION_FOREVER;
 
 	return max >= 0 && e > max ? (uint32_t)max : e;
+}
+
+/* use_username_as_clientid: whoever knows one password has one session. */
+static enum mqtt_reason
+take_user_as_id(struct mqtt_connect *k, const char **why)
+{
+	if (k->user.len == 0) {
+		*why = "no user name, and use_username_as_clientid is true";
+		return MQTT_NOT_AUTHORIZED;
+	}
+	k->id = k->user;
+	return MQTT_OK;
+}
+
+/* What this listener asks of a CONNECT. */
+static enum mqtt_reason
+check_listener(const struct client *c, struct mqtt_connect *k,
+    const char **why)
+{
+	const struct config_listener *l = c->listener->conf;
+
+	if (!(l->versions >> k->version & 1)) {
+		*why = "accept_protocol_versions does not have this version";
+		return MQTT_BAD_VERSION;
+	}
+	return l->use_username_as_clientid ? take_user_as_id(k, why) : MQTT_OK;
 }
 
 /* The session for an accepted CONNECT: [MQTT-3.1.4-2] whoever is connected
@@ -364,6 +455,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 	    k->props.session_expiry);
 	s->window = window == 0 || window > k->props.receive_max ?
 	    k->props.receive_max : (uint16_t)window;
+	s->window_bytes = (uint32_t)b->conf->max_inflight_bytes;
 	s->dropping = false;
 	c->session = s;
 	c->state = CLIENT_UP;
@@ -422,11 +514,11 @@ accept_connect(struct broker *b, struct client *c,
 	struct connack ack = { 0 };
 	struct mqtt_str id = k->id;
 	struct session *s = NULL;
-	struct will *w = k->will ? new_will(k) : NULL;
+	struct will *w = k->will ? new_will(c, k) : NULL;
 	int max = b->conf->max_keepalive;
 
 	if (id.len == 0) {
-		make_id(b, assigned);
+		make_id(b, id_prefix(b, c), assigned);
 		id = (struct mqtt_str){ (uint8_t *)assigned,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
@@ -485,8 +577,10 @@ on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
 	}
 	if (r == MQTT_OK) {
 		c->packet_max = k.props.packet_max;
-		r = check_connect(b, c, &k, &why);
+		r = check_listener(c, &k, &why);
 	}
+	if (r == MQTT_OK)
+		r = check_connect(b, c, &k, &why);
 	if (r != MQTT_OK)
 		refuse(b, c, r, why);
 	else
@@ -564,7 +658,7 @@ check_publish(const struct broker *b, struct client *c,
 
 /* Hands the message on. A reason from 0x80 on means that it went nowhere. */
 static enum mqtt_reason
-hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
+hand_on_mounted(struct broker *b, struct client *c, struct mqtt_publish *p)
 {
 	struct routed r = { .p = *p, .from = c->session,
 	    .expires_ms = msg_expiry(p, b->now_ms) };
@@ -590,6 +684,20 @@ hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
 	if (reason == MQTT_OK && receivers == 0)
 		return MQTT_NO_MATCHING_SUBSCRIBERS;
 	return reason;
+}
+
+static enum mqtt_reason
+hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
+{
+	struct mqtt_publish m = *p;
+	enum mqtt_reason r;
+	uint8_t *own;
+
+	if (!mount(c, &m.topic, &own))
+		return MQTT_QUOTA;
+	r = hand_on_mounted(b, c, &m);
+	mem_free(own, m.topic.len);
+	return r;
 }
 
 /* QoS 2, method B of section 4.3.3: the message is handed on at once, and its
@@ -832,6 +940,20 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 	return MQTT_OK;
 }
 
+static uint8_t
+change_sub(struct broker *b, struct client *c, enum mqtt_type t,
+    struct mqtt_filter *f, uint32_t id)
+{
+	uint8_t *own, code;
+
+	if (!mount_filter(c, &f->filter, &own))
+		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
+	code = t == MQTT_UNSUBSCRIBE ? unsubscribe(b, c, f) :
+	    subscribe(b, c, f, id);
+	mem_free(own, f->filter.len);
+	return code;
+}
+
 /* Each filter in turn, like that many packets with one answer
  * [MQTT-3.8.4-4], [MQTT-3.10.4-6]. */
 static void
@@ -843,10 +965,8 @@ each_filter(struct broker *b, struct client *c, struct mqtt_in *in,
 	for (uint32_t i = 0; in->p < in->end; i++) {
 		mqtt_get_filter(in, t, c->version, &f);
 		b->work++;
-		if (t == MQTT_UNSUBSCRIBE)
-			codes[i] = unsubscribe(b, c, &f);
-		else if (i < FILTERS_MAX)
-			codes[i] = subscribe(b, c, &f, id);
+		if (t == MQTT_UNSUBSCRIBE || i < FILTERS_MAX)
+			codes[i] = change_sub(b, c, t, &f, id);
 		else
 			codes[i] = c->version == MQTT_5 ? MQTT_QUOTA :
 			    MQTT_UNSPECIFIED;

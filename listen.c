@@ -125,7 +125,9 @@ log_bind_fault(const struct config_listener *l, int err)
 	if (err != EADDRINUSE) {
 		log_error("Error: Unable to listen on port %d: %s.%s",
 		    l->port, strerror(err), err == EACCES && l->port < 1024 ?
-		    " Ports below 1024 need root." : "");
+		    " Ports below 1024 need root." : err == ENODEV ?
+		    " bind_interface has the name of none; 'ip link' shows "
+		    "those that there are." : "");
 		return;
 	}
 	log_error("Error: Address already in use");
@@ -139,8 +141,16 @@ log_bind_fault(const struct config_listener *l, int err)
 
 /* ---- opening ---- */
 
+static bool
+bind_interface(int fd, const struct config_listener *l)
+{
+	return !l->interface || setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE,
+	    l->interface, (socklen_t)strlen(l->interface)) == 0;
+}
+
 static int
-bound_socket(const struct sockaddr *a, socklen_t len)
+bound_socket(const struct config_listener *l, const struct sockaddr *a,
+    socklen_t len)
 {
 	int on = 1, err;
 	int fd = socket(a->sa_family, SOCK_STREAM | SOCK_NONBLOCK |
@@ -152,7 +162,7 @@ bound_socket(const struct sockaddr *a, socklen_t len)
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
 	if (a->sa_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-	if (bind(fd, a, len) == 0 && listen(fd, SOMAXCONN) == 0)
+	if (bind_interface(fd, l) && bind(fd, a, len) == 0 && listen(fd, SOMAXCONN) == 0)
 		return fd;
 	err = errno;
 	close(fd);
@@ -177,7 +187,7 @@ open_unix(const struct config_listener *l)
 	if (lstat(l->path, &st) == 0 && S_ISSOCK(st.st_mode))
 		unlink(l->path);
 	log_info("Opening unix listen socket on path %s.", l->path);
-	fd = bound_socket((struct sockaddr *)&a, sizeof a);
+	fd = bound_socket(l, (struct sockaddr *)&a, sizeof a);
 	if (fd < 0)
 		log_error("Error: Unable to listen on %s: %s.", l->path,
 		    strerror(errno));
@@ -211,7 +221,7 @@ listen_open(const struct config_listener *l, int fds[LISTEN_FDS])
 	for (a = all; a && n < LISTEN_FDS; a = a->ai_next) {
 		log_info("Opening %s listen socket on port %d.",
 		    a->ai_family == AF_INET6 ? "ipv6" : "ipv4", l->port);
-		fds[n] = bound_socket(a->ai_addr, a->ai_addrlen);
+		fds[n] = bound_socket(l, a->ai_addr, a->ai_addrlen);
 		if (fds[n] >= 0) {
 			n++;
 			continue;

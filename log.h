@@ -9,6 +9,7 @@
 #define LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 enum log_type {
 	LOG_T_ERROR = 0x01,
@@ -33,6 +34,7 @@ struct log_config {
 	unsigned types;         /* enum log_type, or-ed */
 	unsigned dests;         /* enum log_dest, or-ed */
 	const char *file;       /* path, with LOG_D_FILE */
+	size_t file_size;       /* bytes, then a new file is begun; 0: never */
 	const char *time_format;/* strftime; NULL: seconds since 1970 */
 	bool timestamps;
 	int facility;           /* syslog: 0-7 for local0-7, -1 for daemon */
