@@ -276,6 +276,7 @@ open_listeners(struct broker *b)
 			if (!add_listener(b, &k->listeners[i], fds[j],
 			    &b->counts[i]))
 				return false;
+		listen_explain(k, &k->listeners[i]);
 	}
 	return true;
 }

@@ -247,3 +247,56 @@ listen_remove(const struct config_listener *l)
 	if (l->path)
 		unlink(l->path);
 }
+
+/* ---- in words ---- */
+
+static void
+say_where(const struct config_listener *l, char *out, size_t size)
+{
+	if (l->path)
+		snprintf(out, size, "from programs on this machine");
+	else if (l->local || (l->host && (!strcmp(l->host, "localhost") ||
+	    !strcmp(l->host, "::1") || !strncmp(l->host, "127.", 4))))
+		snprintf(out, size, "from this machine only");
+	else if (l->interface)
+		snprintf(out, size, "through the interface %s", l->interface);
+	else if (l->host)
+		snprintf(out, size, "at the address %s", l->host);
+	else
+		snprintf(out, size, "from every network of this machine");
+}
+
+/* What lets others in, or fewer. */
+static const char *
+advice(const struct config *c)
+{
+	if (c->local_only)
+		return "For other machines a configuration file needs a line "
+		    "like 'listener 1883'";
+	if (c->allow_anonymous)
+		return "'allow_anonymous false' and 'password_file FILE' ask "
+		    "for passwords";
+	return "'password_file FILE' lets its users in, 'allow_anonymous true' "
+	    "everybody";
+}
+
+void
+listen_explain(const struct config *c, const struct config_listener *l)
+{
+	char where[160], name[160];
+	const char *who = c->allow_anonymous ? "everybody may connect" :
+	    c->local_only ? "everybody with a user name may connect" :
+	    "nobody may connect";
+
+	/* One line for both loopback addresses. */
+	if (l->local && l->host[0] == ':')
+		return;
+	say_where(l, where, sizeof where);
+	if (l->path)
+		snprintf(name, sizeof name, "Socket %s", l->path);
+	else
+		snprintf(name, sizeof name, "Port %d", l->port);
+	log_line(c->allow_anonymous || c->local_only ? LOG_T_INFO :
+	    LOG_T_WARNING, "%s: %s, %s, without a password, not encrypted. "
+	    "%s.", name, who, where, advice(c));
+}

@@ -298,3 +298,23 @@ def test_max_inflight_bytes(new_broker, connect, qos):
     assert {sub.expect_publish("t").payload[0] for _ in range(2)} == {2, 3}
     pub.publish("t", bytes(5000), qos=qos)
     sub.expect_publish("t", bytes(5000))
+
+
+# Who may connect, in words
+
+@pytest.mark.parametrize("config, text", [
+    (None, "Port {port}: everybody may connect, from this machine only, without a password"),
+    ("allow_anonymous false\n", "Port {port}: everybody with a user name may connect, from this machine only"),
+    ("listener {port}\nallow_anonymous true\n", "Port {port}: everybody may connect, from every network"),
+    ("listener {port} 127.0.0.1\n", "Port {port}: nobody may connect, from this machine only"),
+    ("listener {port} 0.0.0.0\n", "Port {port}: nobody may connect, at the address 0.0.0.0"),
+    ("listener {port}\nbind_interface lo\n", "Port {port}: nobody may connect, through the interface lo"),
+    ("listener 0 {dir}/sock\nallow_anonymous true\n", "Socket {dir}/sock: everybody may connect, from programs"),
+], ids=["local", "local-users", "open", "closed", "address", "interface", "unix"])
+def test_who_may_connect(new_broker, config, text):
+    """One line for each listener tells it, and what would change it."""
+    broker = new_broker(config=config, args=[] if config and "listener" in config else ["-p", "{port}"])
+    text = text.format(dir=broker.dir, port=broker.ports.get("port"))
+    line = broker.wait_log("^[0-9]+: " + re.escape(text)).string
+    assert re.search(r"listener 1883|password_file FILE", line)
+    assert broker.log().count("may connect, ") == 1
