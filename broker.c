@@ -176,14 +176,16 @@ static int
 timeout(const struct broker *b)
 {
 	int64_t due = timer_next(&b->timers), now;
+	int log_ms = log_wait_ms(), ms;
 
 	if (b->todo)
 		return 0;
 	if (due == TIMER_NEVER)
-		return -1;
+		return log_ms;
 	now = watch_clock();    /* the turn may have taken its time */
-	return due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
+	ms = due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
 	    (int)(due - now);
+	return log_ms >= 0 && log_ms < ms ? log_ms : ms;
 }
 
 /* Takes the list of those who have something to be settled; what is put on it
