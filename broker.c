@@ -101,12 +101,17 @@ accept_clients(struct broker *b, struct listener *l)
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
 		    SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
+			b->out_of_fds = false;
 			take_client(b, l, fd, &ss);
 		} else if (errno == EMFILE || errno == ENFILE ||
 		    errno == ENOBUFS || errno == ENOMEM) {
-			log_error("Error: No more connections can be accepted "
-			    "(%s); trying again in a second. The limit is "
-			    "shown by 'ulimit -n'.", strerror(errno));
+			if (!b->out_of_fds)
+				log_error("Error: No more connections can be "
+				    "accepted (%s) until others leave. The "
+				    "limit is shown by 'ulimit -n'; for a "
+				    "service LimitNOFILE sets it.",
+				    strerror(errno));
+			b->out_of_fds = true;
 			set_accepting(b, false);
 			return;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -136,6 +141,28 @@ on_conn(void *arg, struct conn *c, short events)
 	client_event(b, (struct client *)c, events);
 }
 
+/* Reads the configuration anew. Only when all of it is good anything changes;
+ * the log is opened anew in any case. */
+static void
+reload(struct broker *b)
+{
+	struct config fresh;
+
+	service_notify_reloading();
+	log_info("Reloading config.");
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) != CONFIG_RUN) {
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one stays as it is.");
+	} else {
+		config_adopt(b->conf, &fresh);
+		mem_set_limit(b->conf->memory_limit);
+		sys_reload(b);
+	}
+	log_open(&b->conf->log);
+	config_free(&fresh);
+	service_notify("READY=1");
+}
+
 static void
 on_signal(void *arg, int signo)
 {
@@ -144,7 +171,22 @@ on_signal(void *arg, int signo)
 	if (signo == SIGINT || signo == SIGTERM)
 		b->stop = true;
 	else if (signo == SIGHUP)
+		reload(b);
+	else if (signo == SIGUSR2)
+		sys_report(b);
+	else if (signo == SIGRTMIN)
 		log_open(&b->conf->log);
+}
+
+static void
+feed_watchdog(struct broker *b)
+{
+	int64_t ms = service_watchdog_ms();
+
+	if (ms == 0)
+		return;
+	service_notify("WATCHDOG=1");
+	timer_set(&b->timers, &b->watchdog, b->now_ms + ms);
 }
 
 static void
@@ -168,6 +210,9 @@ on_timer(struct broker *b, struct timer *t)
 		break;
 	case TIMER_ACCEPT:
 		set_accepting(b, true);
+		break;
+	case TIMER_WATCHDOG:
+		feed_watchdog(b);
 		break;
 	}
 }
@@ -304,6 +349,7 @@ init(struct broker *b)
 	b->counts = mem_zalloc(b->conf->n_listeners * sizeof *b->counts);
 	if (!b->buf || !b->counts || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
+	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
@@ -356,6 +402,7 @@ stop(struct broker *b)
 	sys_fini(b);
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
+	timer_fini(&b->timers, &b->watchdog);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -386,30 +433,74 @@ log_start(const struct config *c)
 	    c->max_queued_messages, c->max_inflight_messages);
 }
 
-static int
-run(const struct config *c)
+/* What only root may do is done: from here on it is not needed any more. */
+static bool
+become_user(struct broker *b)
 {
-	struct broker b = { .conf = c };
+	if (b->conf->pid_file)
+		service_write_pid_file(&b->service, b->conf->pid_file);
+	if (service_drop(&b->service))
+		return true;
+	log_error("Error: Unable to become the user that midge is to run as: "
+	    "%s.", strerror(errno));
+	return false;
+}
+
+static void
+serve(struct broker *b)
+{
+	log_to_topic(sys_log, b);
+	log_info("midge version " MIDGE_VERSION " running");
+	log_flush();
+	service_started(&b->service);
+	if (b->conf->daemon)            /* its terminal may go now */
+		log_open(&b->conf->log);
+	service_notify("READY=1");
+	feed_watchdog(b);
+	while (!b->stop)
+		turn(b);
+	service_notify("STOPPING=1");
+	log_info("midge version " MIDGE_VERSION " terminating");
+}
+
+static int
+run(struct broker *b)
+{
 	bool ok;
 
-	log_start(c);
+	log_start(b->conf);
 	raise_descriptor_limit();
 	hash_seed();
-	mem_set_limit(c->memory_limit);
-	if (!init(&b)) {
+	mem_set_limit(b->conf->memory_limit);
+	if (!init(b)) {
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
-	ok = open_listeners(&b);
-	if (ok) {
-		log_to_topic(sys_log, &b);
-		log_info("midge version " MIDGE_VERSION " running");
-		while (!b.stop)
-			turn(&b);
-		log_info("midge version " MIDGE_VERSION " terminating");
-	}
-	stop(&b);
+	ok = open_listeners(b) && become_user(b);
+	if (ok)
+		serve(b);
+	stop(b);
+	service_remove_pid_file(&b->service);
 	return ok ? 0 : EXIT_START;
+}
+
+static int
+start(struct config *c)
+{
+	struct broker b = { .conf = c };
+
+	if (!service_init(&b.service, c))
+		return EXIT_START;
+	if (c->daemon && !service_background(&b.service)) {
+		log_error("Error: Unable to go into the background: %s.",
+		    strerror(errno));
+		return EXIT_START;
+	}
+	service_make_folders(&b.service, c);
+	service_as_user(&b.service, true);
+	log_open(&c->log);
+	service_as_user(&b.service, false);
+	return run(&b);
 }
 
 int
@@ -420,8 +511,7 @@ main(int argc, char **argv)
 
 	switch (config_read(&c, argc, argv)) {
 	case CONFIG_RUN:
-		log_open(&c.log);
-		rc = run(&c);
+		rc = start(&c);
 		break;
 	case CONFIG_TEST:
 	case CONFIG_HELP:

@@ -998,6 +998,8 @@ read_all(struct config *c, int argc, char **argv, bool all)
 	enum config_action act;
 
 	set_defaults(c);
+	c->argc = argc;
+	c->argv = argv;
 	p.def = new_listener();
 	p.cur = &p.def;
 	act = read_args(c, &a, argc, argv);
@@ -1128,11 +1130,12 @@ config_adopt(struct config *running, struct config *fresh)
 	for (size_t i = 0; i < N_OPTIONS; i++) {
 		const struct option *o = &options[i];
 
-		if (!o->at_start || same(o, running, fresh))
+		if (!o->at_start)
 			continue;
-		log_warning("Warning: The new %s takes effect only when midge "
-		    "is started anew.", o->name);
-		/* Both are strings: their owners change places. */
+		if (!same(o, running, fresh))
+			log_warning("Warning: The new %s takes effect only "
+			    "when midge is started anew.", o->name);
+		/* They are strings, and others may hold on to the old ones. */
 		swap((char *)running + o->offset, (char *)fresh + o->offset,
 		    sizeof(char *));
 	}

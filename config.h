@@ -40,6 +40,8 @@ struct config_listener {
 };
 
 struct config {
+	int argc;               /* the command line */
+	char **argv;
 	const char *file;       /* NULL: none was given */
 	bool local_only;
 	bool allow_anonymous;

@@ -314,6 +314,12 @@ put_sink(int i)
 		put(&lg.sink[i]);
 }
 
+static size_t
+room(const struct sink *k)
+{
+	return KEPT_MAX - (k->to - k->from);
+}
+
 static bool
 keep(struct sink *k, const char *line, size_t n)
 {
@@ -329,7 +335,7 @@ keep(struct sink *k, const char *line, size_t n)
 	return true;
 }
 
-static bool
+static void
 keep_loss(struct sink *k)
 {
 	char line[400];
@@ -337,7 +343,8 @@ keep_loss(struct sink *k)
 
 	n += (size_t)snprintf(line + n, sizeof line - n, "Warning: %lu log "
 	    "lines were lost here, as nobody took them.\n", k->lost);
-	return keep(k, line, n);
+	if (keep(k, line, n))
+		k->lost = 0;
 }
 
 static void
@@ -347,11 +354,11 @@ add(int i, const char *line, size_t n)
 
 	if (k->fd < 0)
 		return;
-	if (KEPT_MAX - (k->to - k->from) < n + 400)
+	if (room(k) < n)
 		put_sink(i);
-	/* The loss is told where it happened: behind what is kept. */
-	if (k->lost && keep_loss(k))
-		k->lost = 0;
+	/* Told where it happened: behind what is kept. */
+	if (k->lost && room(k) > KEPT_MAX / 4)
+		keep_loss(k);
 	if (k->lost || !keep(k, line, n))
 		k->lost++;
 }
@@ -482,8 +489,11 @@ log_flush(void)
 {
 	if (lg.n_counted)
 		tell_due_counts();
-	for (int i = 0; i < N_SINKS; i++)
+	for (int i = 0; i < N_SINKS; i++) {
 		put_sink(i);
+		if (lg.sink[i].lost && lg.sink[i].to == 0 && i != FIL)
+			keep_loss(&lg.sink[i]);
+	}
 }
 
 int

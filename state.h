@@ -10,6 +10,7 @@
 
 #include "config.h"
 #include "conn.h"
+#include "service.h"
 #include "session.h"
 #include "timer.h"
 #include "topic.h"
@@ -17,6 +18,7 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
+	TIMER_WATCHDOG,
 };
 
 struct listener {
@@ -75,7 +77,8 @@ struct stats {
 struct sys;
 
 struct broker {
-	const struct config *conf;
+	struct config *conf;            /* changed by a reload only */
+	struct service service;
 	struct watch watch;
 	struct timers timers;
 	struct topics topics;
@@ -88,12 +91,14 @@ struct broker {
 	struct stats stats;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
+	struct timer watchdog;          /* the service manager waits for us */
 	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
 	uint32_t *subids;               /* those of the message at hand */
 	uint32_t subids_cap;
 	int64_t now_ms;                 /* of this turn */
 	uint32_t work;                  /* of this turn: packets, deliveries,
 	                                 * steps of searches */
+	bool out_of_fds;                /* and that was told */
 	bool stop;
 };
 

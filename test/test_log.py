@@ -54,6 +54,7 @@ def test_file_is_continued(new_broker):
     broker = new_broker("log_dest file {dir}/log", "log_dest stderr", start=False)
     with open(broker.path("log"), "w") as f:
         f.write("old\n")
+    os.chmod(broker.path("log"), 0o666)
     broker.start()
     broker.stop()
     text = read(broker, "log")

@@ -1,10 +1,11 @@
 """Options of the configuration file that change what clients see: each does what the README says."""
 
+import os
 import re
 
 import pytest
 
-from wire import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, V31, V311, V5, Will
+from wire import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, V31, V311, V5, Will, wait_for
 
 
 def test_connect_timeout(new_broker, dial):
@@ -298,6 +299,33 @@ def test_max_inflight_bytes(new_broker, connect, qos):
     assert {sub.expect_publish("t").payload[0] for _ in range(2)} == {2, 3}
     pub.publish("t", bytes(5000), qos=qos)
     sub.expect_publish("t", bytes(5000))
+
+
+# What stands in files
+
+def test_main_file_of_debian(new_broker, connect):
+    """As it is shipped, with folders of this test."""
+    broker = new_broker(config="""\
+# Place your local configuration in {dir}/conf.d/
+#
+# A full description of the configuration file is at
+# /usr/share/doc/mosquitto/examples/mosquitto.conf.example
+
+pid_file {dir}/run/mosquitto.pid
+
+#persistence true
+#persistence_location {dir}/lib/
+
+log_dest file {dir}/log/mosquitto.log
+
+include_dir {dir}/conf.d
+""", args=["-p", "{port}"], start=False)
+    os.mkdir(broker.path("conf.d"))
+    broker.spawn()
+    wait_for(lambda: os.path.exists(broker.path("log/mosquitto.log")), "log file")
+    wait_for(lambda: "running" in open(broker.path("log/mosquitto.log")).read(), "line in the log file")
+    connect(broker=broker).ping()
+    assert open(broker.path("run/mosquitto.pid")).read() == str(broker.pid)
 
 
 # Who may connect, in words
