@@ -866,7 +866,7 @@ set_defaults(struct config *c)
 		.persistent_client_expiration = -1,
 		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |
 		    LOG_T_INFO, .dests = LOG_D_STDERR, .timestamps = true,
-		    .facility = -1 },
+		    .count_alike = true, .facility = -1 },
 	};
 }
 

@@ -163,7 +163,8 @@ worth_showing(enum log_type type, const char *text)
 	struct alike *a;
 	int64_t now = clock_s();
 
-	if (type & (LOG_T_DEBUG | LOG_T_SUBSCRIBE | LOG_T_UNSUBSCRIBE))
+	if (!lg.c.count_alike || type & (LOG_T_DEBUG | LOG_T_SUBSCRIBE |
+	    LOG_T_UNSUBSCRIBE))
 		return true;
 	without_ports(text, plain);
 	a = find_alike(plain);

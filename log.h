@@ -40,6 +40,7 @@ struct log_config {
 	size_t file_size;       /* bytes, then a new file is begun; 0: never */
 	const char *time_format;/* strftime; NULL: seconds since 1970 */
 	bool timestamps;
+	bool count_alike;       /* lines that come again and again */
 	int facility;           /* syslog: 0-7 for local0-7, -1 for daemon */
 };
 
