@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "client.h"
 #include "hash.h"
 #include "listen.h"
@@ -509,11 +510,15 @@ main(int argc, char **argv)
 	struct config c;
 	int rc = 0;
 
+	if (argc > 1 && !strcmp(argv[1], "check"))
+		return check_main(argc - 1, argv + 1);
 	switch (config_read(&c, argc, argv)) {
 	case CONFIG_RUN:
 		rc = start(&c);
 		break;
 	case CONFIG_TEST:
+		rc = check_test(argc, argv);
+		break;
 	case CONFIG_HELP:
 		fputs(config_usage(), stdout);
 		break;

@@ -95,8 +95,8 @@ describe(const char *pid, char *out, size_t size)
 		snprintf(out, size, "%s (process %s)", comm, pid);
 }
 
-static bool
-holder(int port, char *out, size_t size)
+bool
+listen_holder(int port, char out[LISTEN_HOLDER])
 {
 	unsigned long inode = listening_inode("/proc/net/tcp", port);
 	struct dirent *e;
@@ -109,7 +109,7 @@ holder(int port, char *out, size_t size)
 	while (d && !found && (e = readdir(d)))
 		if (isdigit((unsigned char)e->d_name[0]) &&
 		    holds(e->d_name, inode)) {
-			describe(e->d_name, out, size);
+			describe(e->d_name, out, LISTEN_HOLDER);
 			found = true;
 		}
 	if (d)
@@ -120,7 +120,7 @@ holder(int port, char *out, size_t size)
 static void
 log_bind_fault(const struct config_listener *l, int err)
 {
-	char who[400];
+	char who[LISTEN_HOLDER];
 
 	if (err != EADDRINUSE) {
 		log_error("Error: Unable to listen on port %d: %s.%s",
@@ -131,7 +131,7 @@ log_bind_fault(const struct config_listener *l, int err)
 		return;
 	}
 	log_error("Error: Address already in use");
-	if (holder(l->port, who, sizeof who))
+	if (listen_holder(l->port, who))
 		log_error("Port %d is held by %s. Stop it, or choose another "
 		    "port.", l->port, who);
 	else

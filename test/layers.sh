@@ -3,7 +3,7 @@
 # and its own, never one above.
 set -eu
 order="mem hash timer log config mqtt msg conn watch topic session auth listen
-service state send route client sys broker"
+service check state send route client sys broker"
 bad=0
 seen=
 for m in $order; do
