@@ -17,6 +17,11 @@
 /* How long the last packet may take to leave, and then the peer to hang up. */
 #define LINGER_MS 5000
 
+/* Connections that take each other's identifier: so many in such a time are
+ * two devices. */
+#define TAKEOVERS_MAX 5
+#define TAKEOVERS_MS 60000
+
 /* Filters in one SUBSCRIBE that are looked at; what is beyond is refused, so
  * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
@@ -394,17 +399,59 @@ check_listener(const struct client *c, struct mqtt_connect *k,
 	return l->use_username_as_clientid ? take_user_as_id(k, why) : MQTT_OK;
 }
 
+/* The entry for a session's identifier, or that of the one longest ago. */
+static struct takeovers *
+find_takeovers(struct broker *b, uint32_t hash)
+{
+	struct takeovers *t = &b->takeovers[0];
+
+	for (int i = 0; i < TAKEOVERS_WATCHED; i++) {
+		if (b->takeovers[i].hash == hash && b->takeovers[i].n)
+			return &b->takeovers[i];
+		if (b->takeovers[i].last_ms < t->last_ms)
+			t = &b->takeovers[i];
+	}
+	*t = (struct takeovers){ .hash = hash, .start_ms = b->now_ms };
+	return t;
+}
+
+/* c takes the session of s->client. */
+static void
+note_takeover(struct broker *b, const struct session *s,
+    const struct client *c)
+{
+	struct takeovers *t = find_takeovers(b, s->link.hash);
+	char old[CONN_NAME], new[CONN_NAME];
+
+	if (b->now_ms - t->last_ms > TAKEOVERS_MS)
+		t->told = false;
+	if (b->now_ms - t->start_ms > TAKEOVERS_MS) {
+		t->start_ms = b->now_ms;
+		t->n = 0;
+	}
+	t->last_ms = b->now_ms;
+	if (++t->n < TAKEOVERS_MAX || t->told)
+		return;
+	t->told = true;
+	log_warning("Warning: Two devices seem to use the client id %s: %s and "
+	    "%s have taken it from each other %u times within a minute. Give "
+	    "each device an id of its own.", s->id,
+	    conn_name(&s->client->conn.peer, old),
+	    conn_name(&c->conn.peer, new), t->n);
+}
+
 /* The session for an accepted CONNECT: [MQTT-3.1.4-2] whoever is connected
  * under this id has to go, then [MQTT-3.1.2-4], [MQTT-3.1.2-6]. */
 static struct session *
-take_session(struct broker *b, const struct mqtt_connect *k,
-    struct mqtt_str id, bool *present)
+take_session(struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, struct mqtt_str id, bool *present)
 {
 	struct session *s = session_find(&b->sessions, id);
 
 	if (s && s->client) {
 		log_error("Client %s already connected, closing old "
 		    "connection.", s->id);
+		note_takeover(b, s, c);
 		client_close(b, s->client, MQTT_TAKEN_OVER, NULL);
 		s = session_find(&b->sessions, id);
 	}
@@ -524,7 +571,7 @@ accept_connect(struct broker *b, struct client *c,
 		ack.assigned_id = assigned;
 	}
 	if (w || !k->will)
-		s = take_session(b, k, id, &ack.session_present);
+		s = take_session(b, c, k, id, &ack.session_present);
 	if (!s) {
 		if (w) {
 			msg_unref(w->msg);

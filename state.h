@@ -74,6 +74,17 @@ struct stats {
 	uint64_t sockets, connections;
 };
 
+/* Who takes a client identifier from whom, again and again: most likely two
+ * devices with the same one. */
+struct takeovers {
+	uint32_t hash;          /* of the identifier */
+	uint32_t n;             /* within a minute of start_ms */
+	int64_t start_ms, last_ms;
+	bool told;              /* and then not again before a quiet minute */
+};
+
+#define TAKEOVERS_WATCHED 16            /* identifiers at a time */
+
 struct sys;
 
 struct broker {
@@ -88,6 +99,7 @@ struct broker {
 	uint32_t *counts;               /* connections per configured listener */
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
+	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */

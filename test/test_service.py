@@ -386,3 +386,38 @@ def test_report_is_bounded(new_broker, connect):
     assert "... and 500 more subscriptions." in broker.log()
     assert broker.log().count("Retained: r/") == 1000
     assert "... and 1500 more retained messages." in broker.log()
+
+
+# Two devices with one client id
+
+def test_two_devices_with_one_id(new_broker, connect):
+    """From the fifth time in a minute on it is told, once, with both addresses."""
+    broker = new_broker()
+    other = connect("other", broker=broker)
+    last = connect("same", broker=broker)
+    addresses = [last.sock.getsockname()]
+    for _ in range(4):
+        last = connect("same", broker=broker)
+        addresses.append(last.sock.getsockname())
+    other.ping()
+    assert "Two devices" not in broker.log()
+    for _ in range(10):
+        last = connect("same", broker=broker)
+        addresses.append(last.sock.getsockname())
+    line = broker.wait_log(r"Warning: Two devices seem to use the client id same: (\S+) and (\S+) have taken it")
+    assert line.groups() == tuple(f"127.0.0.1:{port}" for _, port in addresses[4:6])
+    last.ping()
+    other.ping()
+    assert broker.log().count("Two devices") == 1
+
+
+def test_one_device_that_comes_back(new_broker, connect):
+    """After a clean end nobody takes anything from anybody; many ids at a time are watched apart."""
+    broker = new_broker()
+    for _ in range(10):
+        connect("calm", broker=broker).disconnect()
+    for _ in range(4):
+        for i in range(10):
+            connect(f"id-{i}", broker=broker)
+    connect("last", broker=broker).ping()
+    assert "Two devices" not in broker.log()
