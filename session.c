@@ -289,6 +289,7 @@ session_sent(struct session *s, struct delivery *d)
 		return false;
 	d->state = SENT;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += d->weight;
 	s->out->unsent = d->next;
 	return true;
 }
@@ -298,6 +299,7 @@ session_resent(struct session *s)
 {
 	s->out->unsent->state = RELEASED;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += s->out->unsent->weight;
 	s->out->unsent = s->out->unsent->next;
 }
 
@@ -322,6 +324,7 @@ void
 session_done(struct session *s, struct topics *t, struct delivery *d)
 {
 	s->out->in_flight--;
+	s->out->in_flight_bytes -= d->weight;
 	session_drop(s, t, d);
 }
 
@@ -339,6 +342,7 @@ session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 		d->state = d->state == RELEASED ? TO_RELEASE : WAITING;
 	o->unsent = o->acked.first;
 	o->in_flight = 0;
+	o->in_flight_bytes = 0;
 }
 
 /* ---- received QoS 2 identifiers ---- */

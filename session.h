@@ -74,6 +74,7 @@ struct outbox {
 	struct delivery **ring;         /* those with an id, by id & mask */
 	uint32_t ring_size;             /* a power of two, or 0 */
 	uint32_t n_ids;                 /* deliveries with an id */
+	uint64_t in_flight_bytes;
 	uint16_t in_flight;             /* sent on this connection */
 };
 
@@ -91,6 +92,7 @@ struct session {
 	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
 	int64_t expires_ms;             /* while not connected */
 	uint32_t expiry;                /* s after the connection's end */
+	uint32_t window_bytes;          /* the same in bytes; 0: no limit */
 	uint16_t window;                /* unacknowledged messages allowed */
 	uint16_t last_id;
 	uint16_t n_received, received_cap;
@@ -166,7 +168,10 @@ session_unsent(const struct session *s)
 static inline bool
 session_window_open(const struct session *s)
 {
-	return (s->out ? s->out->in_flight : 0) < s->window;
+	if (!s->out)
+		return s->window > 0;
+	return s->out->in_flight < s->window && (s->window_bytes == 0 ||
+	    s->out->in_flight_bytes < s->window_bytes);
 }
 
 /* Takes out and frees any delivery. */

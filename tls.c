@@ -6,10 +6,13 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -566,6 +569,132 @@ judge_authorities(struct tls_server *s)
 			    "are refused ('openssl ca -gencrl', then SIGHUP).",
 			    title, cert_date(c->next_update, day));
 	}
+}
+
+/* ---- names ---- */
+
+static void
+add_name(void *arg, bool ip, struct der value)
+{
+	char (*out)[200] = arg, text[INET6_ADDRSTRLEN] = "";
+	size_t at = strlen(*out);
+
+	if (ip && (value.len == 4 || value.len == 16))
+		inet_ntop(value.len == 4 ? AF_INET : AF_INET6, value.p, text,
+		    sizeof text);
+	snprintf(*out + at, sizeof *out - at, "%s%.*s", at ? ", " : "",
+	    ip ? (int)strlen(text) : (int)value.len,
+	    ip ? text : (const char *)value.p);
+}
+
+/* The names that clients may connect to. */
+static void
+own_names(const struct tls_server *s, char (*out)[200])
+{
+	(*out)[0] = 0;
+	cert_each_alt_name(&s->leaf, add_name, out);
+	if (!**out)
+		cert_title(s->leaf.subject, *out, sizeof *out);
+}
+
+struct wanted {
+	const char *name;               /* NULL: an address */
+	const uint8_t *ip;
+	size_t ip_len;
+	bool found;
+};
+
+/* RFC 6125: a name, or one with * for its first label. */
+static bool
+name_fits(struct der pattern, const char *name)
+{
+	const char *dot = strchr(name, '.');
+
+	if (pattern.len == strlen(name) &&
+	    !strncasecmp((const char *)pattern.p, name, pattern.len))
+		return true;
+	return dot && pattern.len > 2 && !memcmp(pattern.p, "*.", 2) &&
+	    pattern.len - 1 == strlen(dot) &&
+	    !strncasecmp((const char *)pattern.p + 1, dot, pattern.len - 1);
+}
+
+static void
+look_for(void *arg, bool ip, struct der value)
+{
+	struct wanted *w = arg;
+
+	w->found |= w->name ? !ip && name_fits(value, w->name) :
+	    ip && value.len == w->ip_len && !memcmp(value.p, w->ip, w->ip_len);
+}
+
+static bool
+has_name(const struct cert *c, struct wanted w)
+{
+	char cn[200];
+
+	cert_each_alt_name(c, look_for, &w);
+	if (!w.found && w.name && c->alt_names.len == 0 &&
+	    cert_common_name(c->subject, cn, sizeof cn))
+		w.found = name_fits((struct der){ (uint8_t *)cn, strlen(cn) },
+		    w.name);
+	return w.found;
+}
+
+/* Names and addresses of this machine that are not in the certificate. */
+static void
+own_names_missing(const struct cert *c, char *out, size_t size)
+{
+	char host[256] = "", text[INET6_ADDRSTRLEN];
+	struct ifaddrs *all = NULL;
+	size_t at = 0;
+
+	out[0] = 0;
+	gethostname(host, sizeof host - 1);
+	if (host[0] && !has_name(c, (struct wanted){ .name = host }))
+		at += (size_t)snprintf(out, size, "%s", host);
+	if (getifaddrs(&all) < 0)
+		return;
+	for (struct ifaddrs *a = all; a && at < size; a = a->ifa_next) {
+		const struct sockaddr_in *v4 = (const void *)a->ifa_addr;
+		struct wanted w = { .ip_len = 4 };
+
+		if (!v4 || v4->sin_family != AF_INET ||
+		    (a->ifa_flags & IFF_LOOPBACK))
+			continue;
+		w.ip = (const uint8_t *)&v4->sin_addr;
+		if (!has_name(c, w))
+			at += (size_t)snprintf(out + at, size - at, "%s%s",
+			    at ? ", " : "", inet_ntop(AF_INET, w.ip, text,
+			    sizeof text));
+	}
+	freeifaddrs(all);
+}
+
+void
+tls_server_explain(const struct tls_server *s)
+{
+	char names[200], missing[300], from[CERT_DATE], to[CERT_DATE];
+	char issuer[TITLE_MAX];
+	const struct cert *c = &s->leaf;
+
+	own_names(s, &names);
+	cert_title(c->issuer, issuer, sizeof issuer);
+	log_notice("Port %d: the certificate %s is for %s, issued by \"%s\", "
+	    "valid from %s to %s; %zu certificate%s sent.", s->conf->port,
+	    s->conf->certfile, names, issuer, cert_date(c->not_before, from),
+	    cert_date(c->not_after, to), s->chain.n,
+	    s->chain.n > 1 ? "s are" : " is");
+	own_names_missing(c, missing, sizeof missing);
+	if (missing[0])
+		log_warning("Warning: The certificate %s does not have %s: "
+		    "clients that connect to this machine by these refuse it. "
+		    "cross/make-certs makes one with all names that you give.",
+		    s->conf->certfile, missing);
+	if (c->alt_names.len == 0)
+		log_notice("The certificate %s has no subjectAltName%s: some "
+		    "clients insist on one (browsers, newer libraries); "
+		    "mosquitto_sub takes the Common Name.", s->conf->certfile,
+		    c->v1 ? " (it is of version 1)" : "");
 }
 
 static bool
@@ -1785,30 +1914,6 @@ whose(const struct lane *l, char out[TITLE_MAX + 32])
 	else
 		out[0] = 0;
 	return out;
-}
-
-static void
-add_name(void *arg, bool ip, struct der value)
-{
-	char (*out)[200] = arg, text[INET6_ADDRSTRLEN] = "";
-	size_t at = strlen(*out);
-
-	if (ip && (value.len == 4 || value.len == 16))
-		inet_ntop(value.len == 4 ? AF_INET : AF_INET6, value.p, text,
-		    sizeof text);
-	snprintf(*out + at, sizeof *out - at, "%s%.*s", at ? ", " : "",
-	    ip ? (int)strlen(text) : (int)value.len,
-	    ip ? text : (const char *)value.p);
-}
-
-/* The names that clients may connect to. */
-static void
-own_names(const struct tls_server *s, char (*out)[200])
-{
-	(*out)[0] = 0;
-	cert_each_alt_name(&s->leaf, add_name, out);
-	if (!**out)
-		cert_title(s->leaf.subject, *out, sizeof *out);
 }
 
 /* The client sent us a fatal alert. */

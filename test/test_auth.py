@@ -54,7 +54,8 @@ def guarded(new_broker):
                config=LISTENER, mode=0o600):
         given = ["password_file {dir}/users"] if users is not None else []
         given += ["acl_file {dir}/rules"] if rules is not None else []
-        broker = new_broker(*given, *lines, config=config, args=["-v"], start=False)
+        # As another user the broker could not read the files anew.
+        broker = new_broker(*given, "user root", *lines, config=config, args=["-v"], start=False)
         if users is not None:
             write(broker, "users", users, mode)
         if rules is not None:
