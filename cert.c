@@ -300,6 +300,9 @@ next_char(uint8_t tag, struct der *in, uint32_t *c)
 				return false;
 			*c = *c << 6 | (in->p[i] & 0x3f);
 		}
+		/* Longer than need be: a second way to write a name. */
+		if ((n == 3 && *c < 0x800) || (n == 4 && *c < 0x10000))
+			return false;
 	}
 	if (*c > 0x10ffff || (*c >= 0xd800 && *c < 0xe000))
 		return false;
