@@ -637,7 +637,7 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 	size_t len, full, at = 0;
 	struct object o;
 	char *text = read_file(path, &full, why), name[128] = "";
-	bool ok = text != NULL;
+	bool ok = text != NULL, open = false;
 
 	if (!text)
 		return false;
@@ -649,18 +649,25 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 		at += br_pem_decoder_push(&pem, text + at, len - at);
 		switch (br_pem_decoder_event(&pem)) {
 		case BR_PEM_BEGIN_OBJ:
+			open = true;
 			o.len = 0;
 			snprintf(name, sizeof name, "%s",
 			    br_pem_decoder_name(&pem));
 			br_pem_decoder_setdest(&pem, append, &o);
 			break;
 		case BR_PEM_END_OBJ:
+			open = false;
 			ok = fn(arg, name, o.der, o.len, why);
 			break;
 		case BR_PEM_ERROR:
 			*why = reason("the part \"%s\" is damaged", name);
 			ok = false;
 		}
+	}
+	if (ok && open) {
+		*why = reason("the part \"%s\" has no end; the file is cut "
+		    "off", name);
+		ok = false;
 	}
 	explicit_bzero(&pem, sizeof pem);
 	wipe_free(o.der, o.cap);
