@@ -1092,10 +1092,29 @@ signed_by(const br_x509_trust_anchor *ta, struct der tbs, struct der alg,
 	    &ta->pkey.key.rsa, back) && !memcmp(hash, back, len);
 }
 
+/* A list with a critical extension (one of changes only, say) means something
+ * else than it seems to: RFC 5280, 5.2. */
+static bool
+no_critical(struct der list)
+{
+	struct der ext, oid, critical;
+
+	while (list.len) {
+		if (!take(&list, SEQUENCE, &ext, NULL) ||
+		    !take(&ext, OID, &oid, NULL))
+			return false;
+		if (take_optional(&ext, BOOLEAN, &critical) &&
+		    !IS(critical, "\0"))
+			return false;
+	}
+	return true;
+}
+
 static bool
 read_serials(struct crl *c, struct der list)
 {
-	struct der all = list, entry, serial;
+	struct der all = list, entry, serial, extensions;
+	int64_t since;
 	size_t n = 0;
 
 	while (all.len) {
@@ -1107,7 +1126,11 @@ read_serials(struct crl *c, struct der list)
 	while (list.len) {
 		take(&list, SEQUENCE, &entry, NULL);
 		if (!take(&entry, INTEGER, &serial, NULL) ||
-		    !fill_serial(c->serials[c->n], serial))
+		    !fill_serial(c->serials[c->n], serial) ||
+		    !take_time(&entry, &since))
+			return false;
+		take_optional(&entry, SEQUENCE, &extensions);
+		if (!no_critical(extensions))
 			return false;
 		c->n++;
 	}
@@ -1120,7 +1143,7 @@ static bool
 parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
     struct der *alg, struct der *sig)
 {
-	struct der list, tbs, d, serials;
+	struct der list, tbs, d, serials, extensions = { 0 };
 
 	*c = (struct crl){ 0 };
 	if (!take(&whole, SEQUENCE, &list, NULL) ||
@@ -1137,7 +1160,10 @@ parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
 	    !take_time(&tbs, &c->next_update))
 		return false;
 	take_optional(&tbs, SEQUENCE, &serials);
-	return read_serials(c, serials);
+	if (take_optional(&tbs, CRL_EXTENSIONS, &d) &&
+	    !take(&d, SEQUENCE, &extensions, NULL))
+		return false;
+	return no_critical(extensions) && read_serials(c, serials);
 }
 
 struct crl_reader {
@@ -1164,7 +1190,8 @@ add_crl(void *arg, const char *name, uint8_t *der, size_t len,
 	    &sig)) {
 		free(c.serials);
 		free(cs->der[cs->n]);
-		*why = reason("list %zu is damaged", cs->n + 1);
+		*why = reason("list %zu is damaged, or has a critical "
+		    "extension as lists of changes have", cs->n + 1);
 		return false;
 	}
 	cs->list[cs->n++] = c;
@@ -1211,17 +1238,28 @@ crls_free(struct crls *cs)
 const struct crl *
 crls_find(const struct crls *cs, struct der issuer)
 {
+	const struct crl *found = NULL;
+
 	for (size_t i = 0; i < cs->n; i++)
-		if (der_eq(cs->list[i].issuer, issuer))
-			return &cs->list[i];
-	return NULL;
+		if (der_eq(cs->list[i].issuer, issuer) && (!found ||
+		    cs->list[i].this_update > found->this_update))
+			found = &cs->list[i];
+	return found;
 }
 
 bool
-crl_revokes(const struct crl *c, struct der serial)
+crls_revoke(const struct crls *cs, struct der issuer, struct der serial)
 {
 	uint8_t key[21];
 
-	return !fill_serial(key, serial) || (c->n && bsearch(key, c->serials,
-	    c->n, sizeof *c->serials, by_serial));
+	if (!fill_serial(key, serial))
+		return true;
+	for (size_t i = 0; i < cs->n; i++) {
+		const struct crl *c = &cs->list[i];
+
+		if (der_eq(c->issuer, issuer) && c->n && bsearch(key,
+		    c->serials, c->n, sizeof *c->serials, by_serial))
+			return true;
+	}
+	return false;
 }
