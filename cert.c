@@ -381,14 +381,20 @@ found:
 	return !t.full && t.len > 0;
 }
 
-static void
+/* false: it is cut off, or a number in it is too large to be written: no two
+ * names shall give the same text. */
+static bool
 put_oid(struct text *t, struct der oid)
 {
 	char number[24];
 	uint64_t v = 0;
 	bool first = true;
 
+	if (oid.len == 0 || oid.p[oid.len - 1] & 0x80)
+		return false;
 	for (size_t i = 0; i < oid.len; i++) {
+		if (v >> 57)
+			return false;
 		v = v << 7 | (oid.p[i] & 0x7f);
 		if (oid.p[i] & 0x80)
 			continue;
@@ -403,6 +409,7 @@ put_oid(struct text *t, struct der oid)
 		first = false;
 		v = 0;
 	}
+	return true;
 }
 
 /* The short name that OpenSSL prints, NULL for others. */
@@ -466,8 +473,8 @@ put_attribute(struct text *t, struct attribute a)
 
 	if (name)
 		put_text(t, name);
-	else
-		put_oid(t, a.oid);
+	else if (!put_oid(t, a.oid))
+		return false;
 	put(t, '=');
 	if (!name || !is_string(a.tag)) {
 		put(t, '#');
@@ -487,7 +494,7 @@ put_attribute(struct text *t, struct attribute a)
 /* The attributes of one RDN and then the RDNs, each from the last to the
  * first; names have few parts, so they are walked anew for each. */
 static bool
-put_reversed(struct text *t, struct der in, uint8_t tag, unsigned *total)
+put_reversed(struct text *t, struct der in, uint8_t tag)
 {
 	unsigned n = 0;
 	struct der d, w, all = in;
@@ -496,17 +503,15 @@ put_reversed(struct text *t, struct der in, uint8_t tag, unsigned *total)
 		if (!take(&all, tag, &d, NULL) || ++n > 64)
 			return false;
 	}
-	*total += n;
 	while (n-- > 0) {
 		struct attribute a;
-		unsigned inner = 0;
 
 		all = in;
 		for (unsigned i = 0; i <= n; i++)
 			take(&all, tag, &d, &w);
 		if (t->len)
 			put(t, tag == SET ? ',' : '+');
-		if (tag == SET ? !put_reversed(t, d, SEQUENCE, &inner) :
+		if (tag == SET ? !put_reversed(t, d, SEQUENCE) :
 		    !take_attribute(&w, &a) || !put_attribute(t, a))
 			return false;
 	}
@@ -517,10 +522,9 @@ bool
 cert_name_text(struct der name, char *out, size_t size)
 {
 	struct text t = { out, 0, size, false };
-	unsigned n = 0;
 	struct der in;
 	bool ok = take(&name, SEQUENCE, &in, NULL) &&
-	    put_reversed(&t, in, SET, &n);
+	    put_reversed(&t, in, SET);
 
 	out[t.len] = 0;
 	return ok && !t.full;
