@@ -381,8 +381,8 @@ found:
 	return !t.full && t.len > 0;
 }
 
-/* false: it is cut off, or a number in it is too large to be written: no two
- * names shall give the same text. */
+/* false: it is cut off, or a number in it is padded or too large to be written:
+ * no two names shall give the same text. */
 static bool
 put_oid(struct text *t, struct der oid)
 {
@@ -393,7 +393,7 @@ put_oid(struct text *t, struct der oid)
 	if (oid.len == 0 || oid.p[oid.len - 1] & 0x80)
 		return false;
 	for (size_t i = 0; i < oid.len; i++) {
-		if (v >> 57)
+		if (v >> 57 || (v == 0 && oid.p[i] == 0x80))
 			return false;
 		v = v << 7 | (oid.p[i] & 0x7f);
 		if (oid.p[i] & 0x80)
