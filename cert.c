@@ -533,8 +533,10 @@ cert_name_text(struct der name, char *out, size_t size)
 void
 cert_title(struct der name, char *out, size_t size)
 {
-	if (!cert_common_name(name, out, size) &&
-	    !cert_name_text(name, out, size) && !*out)
+	if (cert_common_name(name, out, size))
+		return;
+	cert_name_text(name, out, size);
+	if (!*out)
 		snprintf(out, size, "(nameless)");
 }
 
