@@ -1016,7 +1016,7 @@ check_revocation(struct verifier *v, const struct cert *c, const char *title)
 		    issuer, title);
 	if (!list)
 		return;
-	if (crl_revokes(list, c->serial))
+	if (crls_revoke(&v->server->crls, c->issuer, c->serial))
 		refuse(v, BR_ALERT_CERTIFICATE_REVOKED, "the certificate "
 		    "\"%s\" was revoked by \"%s\"", title, issuer);
 	if (list->next_update && v->now > list->next_update)
