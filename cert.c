@@ -498,6 +498,7 @@ put_reversed(struct text *t, struct der in, uint8_t tag)
 {
 	unsigned n = 0;
 	struct der d, w, all = in;
+	bool first = true;
 
 	while (all.len) {
 		if (!take(&all, tag, &d, NULL) || ++n > 64)
@@ -509,8 +510,9 @@ put_reversed(struct text *t, struct der in, uint8_t tag)
 		all = in;
 		for (unsigned i = 0; i <= n; i++)
 			take(&all, tag, &d, &w);
-		if (t->len)
+		if (!first)
 			put(t, tag == SET ? ',' : '+');
+		first = false;
 		if (tag == SET ? !put_reversed(t, d, SEQUENCE) :
 		    !take_attribute(&w, &a) || !put_attribute(t, a))
 			return false;

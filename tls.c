@@ -151,6 +151,8 @@ struct verifier {
 	int64_t not_after;              /* the leaf's */
 	char title[TITLE_MAX];          /* the leaf's */
 	char issuer[TITLE_MAX];         /* of the last one */
+	char current[TITLE_MAX];        /* the one at hand */
+	char blamed[TITLE_MAX];         /* where BearSSL gave up */
 	char identity[IDENTITY_MAX];
 	char why[400];                  /* our own verdict in words */
 };
@@ -1019,6 +1021,11 @@ check_revocation(struct verifier *v, const struct cert *c, const char *title)
 	if (crls_revoke(&v->server->crls, c->issuer, c->serial))
 		refuse(v, BR_ALERT_CERTIFICATE_REVOKED, "the certificate "
 		    "\"%s\" was revoked by \"%s\"", title, issuer);
+	if (v->now < list->this_update && !v->clock_wrong)
+		refuse(v, BR_ALERT_CERTIFICATE_UNKNOWN, "the revocation list "
+		    "of \"%s\" is valid from %s on only, or the clock of "
+		    "this machine is late", issuer,
+		    cert_date(list->this_update, day));
 	if (list->next_update && v->now > list->next_update)
 		refuse(v, BR_ALERT_CERTIFICATE_UNKNOWN, "the revocation list "
 		    "of \"%s\" was to be renewed by %s ('openssl ca -gencrl', "
@@ -1045,7 +1052,7 @@ take_identity(struct verifier *v, const struct cert *c)
 static void
 judge(struct verifier *v)
 {
-	char title[TITLE_MAX];
+	char *title = v->current;
 	struct cert c;
 
 	if (!cert_parse((struct der){ v->der->p, v->der->len }, &c)) {
@@ -1053,10 +1060,10 @@ judge(struct verifier *v)
 		    "damaged");
 		return;
 	}
-	cert_title(c.subject, title, sizeof title);
+	cert_title(c.subject, title, TITLE_MAX);
 	cert_title(c.issuer, v->issuer, sizeof v->issuer);
 	if (v->n == 1) {
-		memcpy(v->title, title, sizeof title);
+		memcpy(v->title, title, TITLE_MAX);
 		v->not_after = c.not_after;
 		take_identity(v, &c);
 		if (!c.for_clients)
@@ -1090,6 +1097,8 @@ end_cert(const br_x509_class **ctx)
 		min->append(&v->min.vtable, v->der->p + at, n);
 	}
 	min->end_cert(&v->min.vtable);
+	if (v->min.err && v->min.err != BR_ERR_X509_OK && !v->blamed[0])
+		memcpy(v->blamed, v->current, sizeof v->blamed);
 	bytes_free(&v->der);
 }
 
@@ -1980,6 +1989,8 @@ explain_chain(const struct lane *l, unsigned err)
 	whose(l, who);
 	switch (err) {
 	case BR_ERR_X509_NOT_TRUSTED:
+	case BR_ERR_X509_BAD_SIGNATURE: /* the client sent us another CA of
+					 * that name */
 		return words("refused by us%s: it was issued by \"%s\", which "
 		    "cafile and capath do not have (or they have another CA "
 		    "of that name); use a certificate of a CA in there, or "
@@ -1992,12 +2003,10 @@ explain_chain(const struct lane *l, unsigned err)
 		    "RSA-PSS; sign it anew with 'openssl x509 -sha256'", who);
 	case BR_ERR_X509_NOT_CA:
 		return words("refused by us%s: \"%s\" is not allowed to issue "
-		    "certificates (basicConstraints)", who, v->issuer);
+		    "certificates (basicConstraints)", who, v->blamed);
 	case BR_ERR_X509_CRITICAL_EXTENSION:
 		return words("refused by us%s: it has a critical extension "
 		    "that is not known here", who);
-	case BR_ERR_X509_BAD_SIGNATURE:
-		return words("refused by us%s: its signature is wrong", who);
 	case BR_ERR_X509_DN_MISMATCH:
 		return words("refused by us%s: the certificates that the "
 		    "client sent are in the wrong order", who);
@@ -2026,7 +2035,8 @@ explain(const struct shake *k, unsigned err, const char **text)
 		*text = explain_chain(l, err);
 		if (own_verdict(&l->v))
 			return l->v.alert;
-		return err == BR_ERR_X509_NOT_TRUSTED ? BR_ALERT_UNKNOWN_CA :
+		return err == BR_ERR_X509_NOT_TRUSTED ||
+		    err == BR_ERR_X509_BAD_SIGNATURE ? BR_ALERT_UNKNOWN_CA :
 		    BR_ALERT_BAD_CERTIFICATE;
 	}
 	switch (err) {
