@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import datetime
 import functools
 import os
 import shutil
@@ -16,7 +17,7 @@ import ssl
 import subprocess
 import tempfile
 
-from wire import command
+from wire import Broker, command
 
 # One of our own certificates: for these names, as a test connects to them.
 SERVER = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -93,26 +94,27 @@ class Authority(Pair):
             f.write("01\n")
         key = make_key(os.path.join(dir, "ca.key"), key)
         super().__init__(os.path.join(dir, "ca.crt"), key, parent or self)
-        self.issuer._sign(key, f"/CN={name}", extensions, days, md, "utf8only", out=self.cert)
+        self.issuer._sign(key, f"/CN={name}", extensions, days, md, "utf8only", self.cert)
         self._issued = 0
 
-    def issue(self, subject, key="P-256", extensions="", days=(-1, 365), md="sha256", mask="utf8only"):
+    def issue(self, subject, key="P-256", extensions="", days=(-1, 365), md="sha256", mask="utf8only", options=()):
         """A new certificate. subject is a CN or, with /, a whole name as openssl req takes it; key a
-        kind of key or the path of one; days from today. Without extensions it is one of X.509 v1."""
+        kind of key or the path of one; days from today. Without extensions it is one of X.509 v1.
+        mask chooses the type of the strings, options are more words for openssl ca."""
         self._issued += 1
         stem = os.path.join(self.dir, str(self._issued))
         path = key if os.path.sep in key else make_key(stem + ".key", key)
         self._sign(path, subject if subject.startswith("/") else f"/CN={subject}", extensions, days, md, mask,
-                   out=stem + ".crt")
+                   stem + ".crt", options)
         return Pair(stem + ".crt", path, self)
 
-    def _sign(self, key, subject, extensions, days, md, mask, out):
+    def _sign(self, key, subject, extensions, days, md, mask, out, options=()):
         request = os.path.join(self.dir, "request.cnf")
         with open(request, "w") as f:
             f.write(REQUEST.format(mask=mask))
         csr = out + ".csr"
         openssl("req", "-new", "-config", request, "-utf8", "-key", key, "-subj", subject, "-out", csr)
-        options = ["-selfsign"] if out == self.cert else ["-cert", self.cert]
+        options = [*options, *(["-selfsign"] if out == self.cert else ["-cert", self.cert])]
         if extensions:
             with open(out + ".ext", "w") as f:
                 f.write(extensions + "\n")
@@ -134,7 +136,6 @@ class Authority(Pair):
 
 def stamp(days):
     """A date so many days from now, as openssl(1) takes it."""
-    import datetime
     at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
     return at.strftime("%Y%m%d%H%M%SZ")
 
@@ -229,6 +230,23 @@ def exchange(connect, broker, context, **options):
     client.publish("own/" + client.id, "hello")
     client.expect_publish("own/" + client.id, "hello")
     return client
+
+
+def together(path, *pairs):
+    """A file with several certificates; returns its path."""
+    with open(path, "w") as f:
+        f.write("".join(one.pem() for one in pairs))
+    return str(path)
+
+
+def needs_logins():
+    """Skips the test while the program takes no password_file: then it has no names of users to show."""
+    broker = Broker("password_file /nonexistent/users")
+    try:
+        broker.run()
+        broker.skip_if_missing()
+    finally:
+        broker.cleanup()
 
 
 def runs_here():
