@@ -13,6 +13,7 @@
 #include "hash.h"
 #include "listen.h"
 #include "mem.h"
+#include "passwd.h"
 #include "state.h"
 #include "sys.h"
 
@@ -157,10 +158,8 @@ on_signal(void *arg, int signo)
 
 	if (signo == SIGINT || signo == SIGTERM)
 		b->stop = true;
-	else if (signo == SIGHUP) {
-		log_open(&b->conf->log);
-		read_certificates(b, true);
-	}
+	else if (signo == SIGHUP)
+		b->reload = true;
 }
 
 static void
@@ -194,7 +193,7 @@ timeout(const struct broker *b)
 	int64_t due = timer_next(&b->timers), now;
 	int wait;
 
-	if (b->todo)
+	if (b->todo || b->logins)
 		return 0;
 	now = watch_clock();    /* the turn may have taken its time */
 	wait = tls_wait_ms(&b->tls, now);
@@ -248,8 +247,29 @@ shake_hands(struct broker *b)
 		client_shake(b, c);
 }
 
-/* Always in this order: wait, input, a handshake, timers, log lines, output and
- * closing, and new connections last, when those that left are gone. */
+/* SIGHUP: the log file, password and ACL files anew. */
+static void
+reload(struct broker *b)
+{
+	struct auth old = b->auth, fresh;
+
+	b->reload = false;
+	log_open(&b->conf->log);
+	log_info("Reloading config.");
+	read_certificates(b, true);
+	if (!auth_load(&fresh, b->conf)) {
+		log_error("Error: The password and ACL files that were loaded "
+		    "before stay in force.");
+		return;
+	}
+	b->auth = fresh;
+	client_rules_changed(b, &old);
+	auth_fini(&old);
+}
+
+/* Always in this order: wait, input, a handshake, passwords, timers, log lines,
+ * output and closing, and new connections last, when those that left are gone.
+ */
 static void
 turn(struct broker *b)
 {
@@ -260,8 +280,11 @@ turn(struct broker *b)
 	log_flush();
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
+	if (b->reload)
+		reload(b);
 	handle_left_over(b);
 	shake_hands(b);
+	client_check_passwords(b);
 	b->work = 0;
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
@@ -289,7 +312,8 @@ add_listener(struct broker *b, unsigned i, int fd)
 	b->listeners = all;
 	all[b->n_listeners++] = (struct listener){
 	    .conf = &b->conf->listeners[i], .fd = fd,
-	    .n_connections = &b->counts[i], .tls = &b->certs[i] };
+	    .n_connections = &b->counts[i], .tls = &b->certs[i],
+	    .guard = (uint8_t)i };
 	return watch_fixed(&b->watch, fd);
 }
 
@@ -388,6 +412,7 @@ stop(struct broker *b)
 		listen_remove(b->listeners[i].conf);
 	}
 	free_sessions(b);
+	auth_fini(&b->auth);
 	sys_fini(b);
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
@@ -435,6 +460,8 @@ run(const struct config *c)
 	raise_descriptor_limit();
 	hash_seed();
 	mem_set_limit(c->memory_limit);
+	if (!auth_load(&b.auth, c))
+		return EXIT_FILES;
 	if (!init(&b)) {
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
@@ -451,8 +478,8 @@ run(const struct config *c)
 	return ok ? 0 : EXIT_START;
 }
 
-int
-main(int argc, char **argv)
+static int
+serve(int argc, char **argv)
 {
 	struct config c;
 	int rc = 0;
@@ -474,4 +501,34 @@ main(int argc, char **argv)
 	log_close();
 	config_free(&c);
 	return rc;
+}
+
+/* The other programs in this one: midge NAME ..., or called by the name that
+ * they have elsewhere. */
+static const struct program {
+	const char *name, *elsewhere;
+	int (*main)(int argc, char **argv);
+} programs[] = {
+	{ "passwd", "mosquitto_passwd", passwd_main },
+};
+
+int
+main(int argc, char **argv)
+{
+	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+	const char *me = slash ? slash + 1 : argc > 0 ? argv[0] : "midge";
+	char name[64];
+
+	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+		const struct program *p = &programs[i];
+
+		if (p->elsewhere && !strcmp(me, p->elsewhere))
+			return p->main(argc, argv);
+		if (argc < 2 || strcmp(argv[1], p->name))
+			continue;
+		snprintf(name, sizeof name, "midge %s", p->name);
+		argv[1] = name;
+		return p->main(argc - 1, argv + 1);
+	}
+	return serve(argc, argv);
 }

@@ -32,6 +32,13 @@ void client_settle(struct broker *b, struct client *c);
 /* Closes the socket and frees everything of a connection without session. */
 void client_free(struct broker *b, struct client *c);
 
+/* Goes on with the passwords that are being checked, for a bounded time. */
+void client_check_passwords(struct broker *b);
+
+/* b->auth is new, old is what it was before: everybody who is connected is
+ * judged anew. */
+void client_rules_changed(struct broker *b, const struct auth *old);
+
 /* The timer of a connection, of a session without one. */
 void client_timer(struct broker *b, struct client *c);
 void client_session_timer(struct broker *b, struct session *s);

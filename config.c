@@ -13,6 +13,18 @@
 #define PORT_DEFAULT 1883
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
+#define PLUGINS_MAX 16          /* lines plugin_load */
+
+/* The plugins of Mosquitto 2.1 that midge has built in. */
+enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL };
+enum plugin_scope { PLUGIN_HERE, PLUGIN_GLOBAL, PLUGIN_NAMED };
+
+struct plugin {
+	char *name;             /* of plugin_load */
+	char *file;             /* NULL: not said yet */
+	enum plugin_kind kind;
+	bool used;
+};
 
 /* Where the parser stands. */
 struct parser {
@@ -25,6 +37,14 @@ struct parser {
 	bool default_used;      /* port, bind_address or a listener option */
 	struct config_listener def;
 	struct config_listener *cur;    /* def, or the last listener */
+	bool security_used;     /* something of struct config_security */
+	bool security_early;    /* the same, before the first listener and with
+	                         * per_listener_settings */
+	struct plugin plugins[PLUGINS_MAX];
+	unsigned n_plugins;
+	enum plugin_kind plugin;        /* of the last plugin line */
+	enum plugin_scope plugin_scope;
+	bool plugin_has_file;
 };
 
 enum kind {
@@ -38,6 +58,7 @@ struct option {
 	const char *name;
 	enum kind kind;
 	bool listener;          /* the field is one of the current listener */
+	bool security;          /* the field is in a struct config_security */
 	size_t offset;
 	long long min, max;
 	bool (*set)(struct parser *p, char *value);
@@ -131,6 +152,196 @@ set_string(const struct parser *p, char **field, const char *value)
 	return true;
 }
 
+/* ---- who may what ---- */
+
+/* Where such options belong, here in the file. */
+static struct config_security *
+security_of(struct parser *p)
+{
+	p->security_used = true;
+	if (!p->c->per_listener)
+		return &p->c->security;
+	p->security_early |= p->in_default;
+	return &p->cur->security;
+}
+
+static void
+free_security(struct config_security *s)
+{
+	free(s->password_file);
+	free(s->acl_file);
+	free(s->auto_id_prefix);
+}
+
+static bool
+set_allow_anonymous(struct parser *p, char *value)
+{
+	struct config_security *s = security_of(p);
+
+	s->allow_anonymous_set = true;
+	return get_bool(p, value, &s->allow_anonymous);
+}
+
+static bool
+set_allow_zero_length(struct parser *p, char *value)
+{
+	struct config_security *s = security_of(p);
+
+	s->allow_zero_length_clientid_set = true;
+	return get_bool(p, value, &s->allow_zero_length_clientid);
+}
+
+static bool
+set_listener_anonymous(struct parser *p, char *value)
+{
+	p->cur->anonymous_set = true;
+	return get_bool(p, value, &p->cur->anonymous);
+}
+
+static bool
+set_per_listener(struct parser *p, char *value)
+{
+	bool on;
+
+	if (!get_bool(p, value, &on))
+		return false;
+	if (on != p->c->per_listener && p->security_used)
+		return bad_value(p, value, "it must stand before the options "
+		    "that it is about (password_file, acl_file, "
+		    "allow_anonymous and so on)");
+	p->c->per_listener = on;
+	return true;
+}
+
+/* ---- plugins that are built in ---- */
+
+static enum plugin_kind
+plugin_kind(const char *path)
+{
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+
+	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
+	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
+}
+
+/* A plugin without its file would leave the door open. */
+static bool
+end_plugin(const struct parser *p)
+{
+	if (p->plugin == NO_PLUGIN || p->plugin_has_file)
+		return true;
+	log_error("Error: The plugin %s needs a line plugin_opt_%s behind it.",
+	    p->plugin == PLUGIN_ACL ? "mosquitto_acl_file.so" :
+	    "mosquitto_password_file.so",
+	    p->plugin == PLUGIN_ACL ? "acl_file" : "password_file");
+	return false;
+}
+
+static bool
+begin_plugin(struct parser *p, const char *path, enum plugin_scope scope)
+{
+	if (!end_plugin(p))
+		return fault(p);
+	p->plugin = plugin_kind(path);
+	p->plugin_scope = scope;
+	p->plugin_has_file = false;
+	if (p->plugin != NO_PLUGIN)
+		return true;
+	log_error("Error: %s cannot be used: midge has no plugins; built in is "
+	    "what mosquitto_password_file.so and mosquitto_acl_file.so do.",
+	    p->name);
+	return fault(p);
+}
+
+static bool
+set_plugin(struct parser *p, char *value)
+{
+	return begin_plugin(p, value, strcmp(p->name, "global_plugin") ?
+	    PLUGIN_HERE : PLUGIN_GLOBAL);
+}
+
+/* plugin_load NAME PATH */
+static bool
+load_plugin(struct parser *p, char *value)
+{
+	char *path = value + strcspn(value, " \t");
+
+	if (*path)
+		*path++ = 0;
+	path += strspn(path, " \t");
+	if (!*path || p->n_plugins == PLUGINS_MAX)
+		return bad_value(p, value, *path ? "there are too many" :
+		    "it must be a name and a path");
+	if (!begin_plugin(p, path, PLUGIN_NAMED))
+		return false;
+	p->plugins[p->n_plugins++] = (struct plugin){ .name = copy(value),
+	    .kind = p->plugin };
+	return true;
+}
+
+static char **
+file_of_kind(struct config_security *s, enum plugin_kind kind)
+{
+	return kind == PLUGIN_ACL ? &s->acl_file : &s->password_file;
+}
+
+/* plugin_opt_password_file, plugin_opt_acl_file */
+static bool
+set_plugin_file(struct parser *p, char *value)
+{
+	enum plugin_kind kind = strstr(p->name, "acl") ? PLUGIN_ACL :
+	    PLUGIN_PASSWORD;
+	char **file;
+
+	if (p->plugin != kind)
+		return bad_value(p, value, kind == PLUGIN_ACL ?
+		    "before it must stand a plugin line with "
+		    "mosquitto_acl_file.so" : "before it must stand a plugin "
+		    "line with mosquitto_password_file.so");
+	if (p->plugin_scope == PLUGIN_NAMED)
+		file = &p->plugins[p->n_plugins - 1].file;
+	else
+		file = file_of_kind(p->plugin_scope == PLUGIN_GLOBAL ?
+		    &p->c->security : security_of(p), kind);
+	p->plugin_has_file = true;
+	return set_string(p, file, value);
+}
+
+/* plugin_use NAME: for the current listener, whatever the settings. */
+static bool
+use_plugin(struct parser *p, char *value)
+{
+	for (unsigned i = 0; i < p->n_plugins; i++) {
+		struct plugin *u = &p->plugins[i];
+
+		if (strcmp(u->name, value))
+			continue;
+		u->used = true;
+		if (!u->file)
+			return bad_value(p, value,
+			    "this plugin has no file yet");
+		return set_string(p, file_of_kind(&p->cur->security, u->kind),
+		    u->file);
+	}
+	return bad_value(p, value, "no plugin_load line gives this name");
+}
+
+static bool
+end_plugins(struct parser *p)
+{
+	bool ok = end_plugin(p);
+
+	for (unsigned i = 0; i < p->n_plugins; i++) {
+		if (!p->plugins[i].used)
+			log_warning("Warning: The plugin %s has no effect: no "
+			    "listener has a line plugin_use %s.",
+			    p->plugins[i].name, p->plugins[i].name);
+		free(p->plugins[i].name);
+		free(p->plugins[i].file);
+	}
+	return ok;
+}
+
 /* ---- options with rules of their own ---- */
 
 static struct config_listener
@@ -174,6 +385,9 @@ set_listener(struct parser *p, char *value)
 		    "port 0 needs the path of a unix socket behind it");
 	if (p->c->n_listeners == LISTENERS_MAX)
 		return bad_value(p, value, "there are too many listeners");
+	if (!end_plugin(p))
+		return fault(p);
+	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
 		l.path = copy(rest);
@@ -250,13 +464,6 @@ set_tls_keyform(struct parser *p, char *value)
 	if (!strcmp(first_word(value), "pem"))
 		return true;
 	return bad_value(p, value, "keys are read from PEM files only");
-}
-
-static bool
-set_allow_anonymous(struct parser *p, char *value)
-{
-	p->c->allow_anonymous_set = true;
-	return get_bool(p, value, &p->c->allow_anonymous);
 }
 
 static bool
@@ -351,12 +558,19 @@ set_include_dir(struct parser *p, char *value)
 #define G(field) .offset = offsetof(struct config, field)
 #define L(field) .listener = true, \
 	.offset = offsetof(struct config_listener, field)
+#define S(field) .security = true, \
+	.offset = offsetof(struct config_security, field)
 #define LATER "midge does not have this yet"
 
 static const struct option options[] = {
+	{ "acl_check_subscribe", BOOL, G(acl_check_subscribe) },
+	{ "acl_file", STRING, S(acl_file), .max = 65535 },
 	{ "allow_anonymous", SPECIAL, .set = set_allow_anonymous },
-	{ "allow_zero_length_clientid", BOOL, G(allow_zero_length_clientid) },
-	{ "auto_id_prefix", STRING, G(auto_id_prefix), .max = 50 },
+	{ "allow_zero_length_clientid", SPECIAL, .set = set_allow_zero_length },
+	{ "auth_opt_acl_file", SPECIAL, .set = set_plugin_file },
+	{ "auth_opt_password_file", SPECIAL, .set = set_plugin_file },
+	{ "auth_plugin", SPECIAL, .set = set_plugin },
+	{ "auto_id_prefix", STRING, S(auto_id_prefix), .max = 50 },
 	{ "bind_address", SPECIAL, .set = set_bind_address },
 	{ "cafile", STRING, L(cafile), .max = PATH_MAX },
 	{ "capath", STRING, L(capath), .max = PATH_MAX },
@@ -368,14 +582,18 @@ static const struct option options[] = {
 	{ "crlfile", STRING, L(crlfile), .max = PATH_MAX },
 	{ "disable_client_cert_date_checks", BOOL,
 	    L(disable_client_cert_date_checks) },
+	{ "global_plugin", SPECIAL, .set = set_plugin },
 	{ "include_dir", SPECIAL, .set = set_include_dir },
 	{ "keyfile", STRING, L(keyfile), .max = PATH_MAX },
 	{ "listener", SPECIAL, .set = set_listener },
+	{ "listener_allow_anonymous", SPECIAL, .set = set_listener_anonymous,
+	    .listener = true },
 	{ "log_dest", SPECIAL, .set = set_log_dest },
 	{ "log_facility", INT, G(log.facility), .min = 0, .max = 7 },
 	{ "log_timestamp", BOOL, G(log.timestamps) },
 	{ "log_timestamp_format", STRING, G(log_timestamp_format), .max = 100 },
 	{ "log_type", SPECIAL, .set = set_log_type },
+	{ "login_delay_max", INT, G(login_delay_max), .max = 3600 },
 	{ "max_connections", INT, L(max_connections), .min = -1,
 	    .max = INT_MAX },
 	{ "max_handshakes", INT, G(max_handshakes), .min = 1, .max = 1000 },
@@ -394,7 +612,14 @@ static const struct option options[] = {
 	{ "memory_limit", SIZE, G(memory_limit), .max = LONG_MAX },
 	{ "message_size_limit", INT, G(message_size_limit),
 	    .max = 268435455 },
+	{ "password_file", STRING, S(password_file), .max = 65535 },
+	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
 	{ "persistent_client_expiration", SPECIAL, .set = set_expiration },
+	{ "plugin", SPECIAL, .set = set_plugin },
+	{ "plugin_load", SPECIAL, .set = load_plugin },
+	{ "plugin_opt_acl_file", SPECIAL, .set = set_plugin_file },
+	{ "plugin_opt_password_file", SPECIAL, .set = set_plugin_file },
+	{ "plugin_use", SPECIAL, .set = use_plugin, .listener = true },
 	{ "port", SPECIAL, .set = set_port },
 	{ "protocol", SPECIAL, .set = set_protocol, .listener = true },
 	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
@@ -409,6 +634,7 @@ static const struct option options[] = {
 	{ "upgrade_outgoing_qos", BOOL, G(upgrade_outgoing_qos) },
 	{ "use_identity_as_username", BOOL, L(use_identity_as_username) },
 	{ "use_subject_as_username", BOOL, L(use_subject_as_username) },
+	{ "use_username_as_clientid", BOOL, L(use_username_as_clientid) },
 
 	/* Options of Mosquitto that change nothing here, or nothing that
 	 * anybody relies on. */
@@ -435,27 +661,20 @@ static const struct option options[] = {
 	/* Options that restrict access, change identities or promise
 	 * delivery: never silently left out. */
 	{ "accept_protocol_versions", REFUSED, .why = LATER },
-	{ "acl_file", REFUSED, .why = LATER },
-	{ "auth_plugin", REFUSED, .why = "midge has no plugins" },
 	{ "bind_interface", REFUSED, .why = LATER },
 	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
 	{ "global_max_clients", REFUSED, .why = LATER },
 	{ "global_max_connections", REFUSED, .why = LATER },
-	{ "listener_allow_anonymous", REFUSED, .why = LATER },
 	{ "mount_point", REFUSED, .why = LATER },
-	{ "password_file", REFUSED, .why = LATER },
-	{ "per_listener_settings", REFUSED, .why = LATER },
 	{ "persistence", REFUSED, .why = "midge keeps nothing on disk yet" },
 	{ "persistence_file", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
 	{ "persistence_location", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
-	{ "plugin", REFUSED, .why = "midge has no plugins" },
 	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
 	{ "tls_engine", REFUSED, .why = "keys are read from files only" },
 	{ "tls_engine_kpass_sha1", REFUSED,
 	    .why = "keys are read from files only" },
-	{ "use_username_as_clientid", REFUSED, .why = LATER },
 };
 
 #define N_OPTIONS (sizeof options / sizeof *options)
@@ -465,8 +684,8 @@ static const struct option options[] = {
 static bool
 set_option(struct parser *p, const struct option *o, char *value)
 {
-	char *field = (char *)(o->listener ? (void *)p->cur :
-	    (void *)p->c) + o->offset;
+	char *field = (char *)(o->security ? (void *)security_of(p) :
+	    o->listener ? (void *)p->cur : (void *)p->c) + o->offset;
 	long long n;
 
 	switch (o->kind) {
@@ -554,7 +773,11 @@ unknown(const struct parser *p)
 			near = options[i].name;
 		}
 	}
-	if (near)
+	if (!strncmp(p->name, "plugin_opt_", 11) ||
+	    !strncmp(p->name, "auth_opt_", 9))
+		log_error("Error: %s cannot be used: midge has no plugin that "
+		    "would know it.", p->name);
+	else if (near)
 		log_error("Error: Unknown configuration variable \"%s\", "
 		    "did you mean %s?", p->name, near);
 	else
@@ -689,12 +912,14 @@ static void
 set_defaults(struct config *c)
 {
 	*c = (struct config){
-		.allow_zero_length_clientid = true,
+		.security.allow_zero_length_clientid = true,
+		.acl_check_subscribe = true,
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,
 		.connect_timeout = 30,
 		.max_handshakes = 32,
+		.login_delay_max = 16,
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
@@ -706,29 +931,86 @@ set_defaults(struct config *c)
 	};
 }
 
+static char *
+copy_if(const char *s)
+{
+	return s ? copy(s) : NULL;
+}
+
+static struct config_security
+copy_security(const struct config_security *from)
+{
+	struct config_security s = *from;
+
+	s.password_file = copy_if(from->password_file);
+	s.acl_file = copy_if(from->acl_file);
+	s.auto_id_prefix = copy_if(from->auto_id_prefix);
+	return s;
+}
+
+/* What is said for all listeners goes for one that has no word of its own. */
+static bool
+inherit(char **own, const char *common, const char *name)
+{
+	if (*own && common && strcmp(*own, common)) {
+		log_error("Error: A listener has two files %s: %s and %s.",
+		    name, *own, common);
+		return false;
+	}
+	if (!*own)
+		*own = copy_if(common);
+	return true;
+}
+
+static bool
+complete_security(const struct config *c, struct config_listener *l)
+{
+	const struct config_security *all = &c->security;
+	struct config_security *s = &l->security;
+
+	if (!s->auto_id_prefix)
+		s->auto_id_prefix = copy_if(all->auto_id_prefix);
+	if (!s->allow_zero_length_clientid_set)
+		s->allow_zero_length_clientid = all->allow_zero_length_clientid;
+	if (!s->allow_anonymous_set)
+		s->allow_anonymous = all->allow_anonymous_set ?
+		    all->allow_anonymous : l->local;
+	if (l->anonymous_set)
+		s->allow_anonymous = l->anonymous;
+	s->any_user = l->local;
+	return inherit(&s->password_file, all->password_file,
+	    "password_file") &&
+	    inherit(&s->acl_file, all->acl_file, "acl_file");
+}
+
 /* Without a configured listener: this machine only. */
 static void
-add_local(struct config *c, const int *ports, unsigned n)
+add_local(struct config *c, const struct config_security *s, const int *ports,
+    unsigned n)
 {
 	static const char *const hosts[] = { "127.0.0.1", "::1" };
 	struct config_listener l = new_listener();
 
 	c->local_only = true;
-	if (!c->allow_anonymous_set)
-		c->allow_anonymous = true;
 	l.local = true;
 	for (unsigned i = 0; i < n; i++) {
 		for (unsigned h = 0; h < 2; h++) {
 			l.port = ports[i];
 			l.host = copy(hosts[h]);
+			l.security = copy_security(s);
 			add_listener(c, &l);
 		}
 	}
 }
 
-static void
-finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
+/* false: a fault was logged. p->def is used up. */
+static bool
+finish_listeners(struct config *c, struct parser *p, int *ports,
+    unsigned n_ports)
 {
+	bool lost = !p->default_used && c->n_listeners > 0 && p->security_early,
+	    ok = true;
+
 	if (p->default_used) {
 		if (!p->def.port)
 			p->def.port = PORT_DEFAULT;
@@ -736,8 +1018,23 @@ finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
 	} else if (c->n_listeners == 0) {
 		if (n_ports == 0)
 			ports[n_ports++] = PORT_DEFAULT;
-		add_local(c, ports, n_ports);
+		add_local(c, &p->def.security, ports, n_ports);
 	}
+	if (!p->default_used)
+		free_security(&p->def.security);
+	if (lost)
+		log_error("Error: With per_listener_settings, options like "
+		    "password_file and allow_anonymous stand below the "
+		    "listener line that they belong to; some stand above the "
+		    "first one.");
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		ok = complete_security(c, &c->listeners[i]) && ok;
+	return ok && !lost;
+}
+
+static void
+finish_log(struct config *c)
+{
 	c->log.types &= ~CHOSEN;
 	c->log.dests &= ~CHOSEN;
 	if (c->verbose)
@@ -761,8 +1058,8 @@ check_tls(const struct config_listener *l)
 		fault = "require_certificate needs cafile or capath";
 	else if ((l->require_certificate || l->crlfile || l->ciphers) &&
 	    !l->certfile)
-		fault = "this is a plain listener: certfile and keyfile are "
-		    "missing";
+		fault = "require_certificate, crlfile and ciphers are for "
+		    "listeners with TLS: certfile and keyfile are missing";
 	if (!l->require_certificate && (l->use_identity_as_username ||
 	    l->use_subject_as_username))
 		log_warning("Warning: Listener on port %d: user names are to "
@@ -845,6 +1142,7 @@ config_read(struct config *c, int argc, char **argv)
 	struct parser p = { .c = c, .in_default = true };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
+	bool ok;
 
 	set_defaults(c);
 	p.def = new_listener();
@@ -852,11 +1150,15 @@ config_read(struct config *c, int argc, char **argv)
 	act = read_args(c, &a, argc, argv);
 	if (act != CONFIG_RUN)
 		return act;
-	if (c->file && !read_file(&p, c->file)) {
+	ok = !c->file || read_file(&p, c->file);
+	if (!end_plugins(&p) || !ok) {
+		free_security(&p.def.security);
 		free(p.def.host);
 		return CONFIG_BAD;
 	}
-	finish(c, &p, a.ports, a.n_ports);
+	finish_log(c);
+	if (!finish_listeners(c, &p, a.ports, a.n_ports))
+		return CONFIG_BAD;
 	for (unsigned i = 0; i < c->n_listeners; i++)
 		if (!check_tls(&c->listeners[i]))
 			return CONFIG_BAD;
@@ -875,9 +1177,10 @@ config_free(struct config *c)
 		free(c->listeners[i].keyfile);
 		free(c->listeners[i].crlfile);
 		free(c->listeners[i].ciphers);
+		free_security(&c->listeners[i].security);
 	}
 	free(c->listeners);
-	free(c->auto_id_prefix);
+	free_security(&c->security);
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);

@@ -25,8 +25,25 @@
 /* Exit codes, as Mosquitto has them. */
 #define EXIT_CONFIG 3
 #define EXIT_START 1
+#define EXIT_FILES 13           /* password or ACL file */
+
+/* Who may come in and what he may do. The one in struct config is what was
+ * said for all listeners; each listener has a whole one of its own, and that
+ * is what counts. */
+struct config_security {
+	char *password_file;    /* NULL: none */
+	char *acl_file;
+	char *auto_id_prefix;
+	bool allow_anonymous;
+	bool allow_anonymous_set;
+	bool allow_zero_length_clientid;
+	bool allow_zero_length_clientid_set;
+	bool any_user;          /* without a password file any user name is
+	                         * good: clients of this machine only */
+};
 
 struct config_listener {
+	struct config_security security;
 	int port;               /* 0 with path */
 	char *host;             /* address or name; NULL: all */
 	char *path;             /* of a unix socket */
@@ -44,25 +61,27 @@ struct config_listener {
 	bool use_identity_as_username;  /* the Common Name */
 	bool use_subject_as_username;
 	bool disable_client_cert_date_checks;
+	bool use_username_as_clientid;
+	bool anonymous, anonymous_set;  /* listener_allow_anonymous */
 };
 
 struct config {
 	const char *file;       /* NULL: none was given */
 	bool local_only;
-	bool allow_anonymous;
-	bool allow_anonymous_set;
-	bool allow_zero_length_clientid;
+	struct config_security security;
+	bool per_listener;      /* per_listener_settings */
+	bool acl_check_subscribe;
 	bool connection_messages;
 	bool queue_qos0_messages;
 	bool retain_available;
 	bool set_tcp_nodelay;
 	bool upgrade_outgoing_qos;
 	bool verbose;           /* -v */
-	char *auto_id_prefix;
 	char *clientid_prefixes;
 	int connect_timeout;    /* s */
 	int max_handshakes;     /* TLS, at a time */
 	const char *tls_keylog; /* file; NULL: none */
+	int login_delay_max;    /* s, 0: no delays */
 	int max_inflight_messages;
 	int max_keepalive;      /* s */
 	int max_packet_size;    /* bytes */

@@ -58,6 +58,33 @@ session_new(struct sessions *ss, struct mqtt_str id)
 	return s;
 }
 
+static void
+free_user(struct session *s)
+{
+	if (s->user)
+		mem_free(s->user, s->user_len + 1u);
+	s->user = NULL;
+	s->user_len = 0;
+}
+
+bool
+session_set_user(struct session *s, struct mqtt_str user)
+{
+	uint8_t *copy = NULL;
+
+	if (user.p) {
+		copy = mem_alloc(user.len + 1u);
+		if (!copy)
+			return false;
+		memcpy(copy, user.p, user.len);
+		copy[user.len] = 0;
+	}
+	free_user(s);
+	s->user = copy;
+	s->user_len = user.p ? (uint16_t)user.len : 0;
+	return true;
+}
+
 void
 session_free_will(struct session *s)
 {
@@ -93,6 +120,7 @@ session_free(struct sessions *ss, struct session *s)
 	while (s->subs)
 		topic_unsubscribe(ss->topics, s->subs);
 	session_free_will(s);
+	free_user(s);
 	mem_free(s->received, s->received_cap * sizeof *s->received);
 	timer_fini(ss->timers, &s->timer);
 	hash_remove(&ss->by_id, &s->link);

@@ -57,6 +57,7 @@ struct will {
 #define SESSION_FOREVER UINT32_MAX      /* as expiry */
 
 struct client;
+struct acl_user;
 
 /* A list of deliveries, and what of it waits and was never sent. QoS 0 and the
  * others are counted apart, so that the first costs no place for the second. */
@@ -83,6 +84,8 @@ struct session {
 	struct sub *subs;
 	struct scan *scans;             /* retained messages still to come */
 	uint16_t *received;             /* QoS 2 ids not released, sorted */
+	uint8_t *user;                  /* its name, a NUL behind; or NULL */
+	const struct acl_user *rules;   /* NULL: it may do everything */
 	struct will *will;
 	struct timer timer;             /* the nearer of the two below */
 	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
@@ -91,7 +94,9 @@ struct session {
 	uint16_t window;                /* unacknowledged messages allowed */
 	uint16_t last_id;
 	uint16_t n_received, received_cap;
+	uint16_t user_len;
 	uint16_t id_len;
+	uint8_t guard;                  /* place of its listener's guard */
 	bool dropping;                  /* an episode of drops was logged */
 	uint8_t id[];                   /* client identifier, NUL behind it */
 };
@@ -111,6 +116,16 @@ session_id(const struct session *s)
 {
 	return (struct mqtt_str){ s->id, s->id_len };
 }
+
+/* The name of the user that the session belongs to; p is NULL if it has none. */
+static inline struct mqtt_str
+session_user(const struct session *s)
+{
+	return (struct mqtt_str){ s->user, s->user_len };
+}
+
+/* Copies the name; p NULL: none. false: no memory, nothing changed. */
+bool session_set_user(struct session *s, struct mqtt_str user);
 
 /* NULL: there is none. */
 struct session *session_find(const struct sessions *ss, struct mqtt_str id);

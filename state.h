@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "auth.h"
 #include "config.h"
 #include "conn.h"
 #include "session.h"
@@ -24,6 +25,7 @@ struct listener {
 	int fd;
 	uint32_t *n_connections;        /* shared by the sockets of one conf */
 	struct tls_server **tls;        /* the same; NULL in it: plain */
+	uint8_t guard;                  /* its place in b->auth */
 	bool pending;                   /* somebody wants to connect */
 };
 
@@ -36,6 +38,8 @@ struct aliases {
 
 enum client_state {
 	CLIENT_NEW,     /* accepted, waits for CONNECT */
+	CLIENT_LOGIN,   /* CONNECT has come; its password is being checked, or
+	                 * the refusal is held back. Nothing more is read */
 	CLIENT_UP,      /* CONNACK 0 was sent */
 	CLIENT_CLOSING, /* only what stands in the output still goes out */
 	CLIENT_LINGER,  /* all is sent; what the peer still sends is dropped, so
@@ -43,11 +47,23 @@ enum client_state {
 	CLIENT_DEAD,    /* freed at the end of the turn */
 };
 
+/* A CONNECT whose password takes time to check. */
+struct login {
+	struct login *next, *prev;      /* in the broker's list */
+	struct client *client;
+	struct auth_check check;
+	const char *why;                /* it is refused; not in the list */
+	struct mqtt_connect k;          /* views into packet */
+	uint32_t len;
+	uint8_t packet[];               /* the body; wiped at the end */
+};
+
 /* One MQTT connection. */
 struct client {
 	struct conn conn;               /* first: the loop knows only this */
 	struct timer timer;             /* CONNECT, keep alive, lingering */
 	struct session *session;        /* while CLIENT_UP */
+	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
 	struct aliases *from_client, *to_client;
 	int64_t last_in_ms;             /* a whole packet */
@@ -58,6 +74,7 @@ struct client {
 	uint8_t state;                  /* enum client_state */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
 	bool bridge;
+	bool certified;                 /* its certificate gave its user name */
 	bool clean;
 	bool blocked;                   /* the kernel took only a part */
 	bool failed;                    /* out of memory, or a write failed */
@@ -83,6 +100,9 @@ struct broker {
 	struct sessions sessions;
 	struct listener *listeners;
 	unsigned n_listeners;
+	struct auth auth;
+	struct auth_delays delays;
+	struct login *logins, *logins_last;     /* passwords to be checked */
 	uint32_t *counts;               /* connections per configured listener */
 	struct tls_server **certs;      /* per configured listener, or NULL */
 	struct tls_pool tls;
@@ -98,6 +118,7 @@ struct broker {
 	uint32_t work;                  /* of this turn: packets, deliveries,
 	                                 * steps of searches */
 	bool stop;
+	bool reload;                    /* SIGHUP came */
 };
 
 /* Has c settled at the end of the turn: output written, queue looked at,

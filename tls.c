@@ -62,16 +62,23 @@ struct direction {
 	uint8_t iv[12];
 };
 
+/* Bytes that wait; NULL where there are none. Small blocks are all of one size,
+ * so that handshakes leave no odd holes in the heap. */
+struct bytes {
+	uint32_t at, len, cap;          /* those from at on wait */
+	uint8_t p[];
+};
+
+#define BYTES_MIN 960
+
 struct tls {
 	struct tls_pool *pool;
 	struct shake *shake;    /* until OPEN or BROKEN */
 	struct direction in, out;
-	uint8_t *raw;           /* input: part of a record */
-	uint8_t *rest;          /* output: ciphertext */
+	struct bytes *raw;      /* input: part of a record */
+	struct bytes *rest;     /* output: ciphertext */
 	const char *fault;
 	char *identity;
-	uint32_t raw_len, raw_cap;
-	uint32_t rest_len, rest_at;
 	uint16_t suite;
 	uint16_t fragment;      /* largest plaintext of a record we send */
 	uint8_t state;          /* enum state */
@@ -131,8 +138,8 @@ struct verifier {
 	struct tls_server *server;
 	int64_t now;                    /* s since 1970 */
 	bool clock_wrong;
-	uint8_t *der;                   /* the certificate at hand */
-	uint32_t len, got;
+	struct bytes *der;              /* the certificate at hand */
+	uint32_t len;
 	unsigned n;
 	bool anchored;                  /* its issuer was among the anchors */
 	bool unread;                    /* one was not even looked at */
@@ -196,6 +203,34 @@ find_suite(uint16_t id)
 		if (suites[i].id == id)
 			return &suites[i];
 	return NULL;
+}
+
+/* ---- bytes ---- */
+
+/* Room for n bytes. NULL: no memory. */
+static struct bytes *
+bytes_new(size_t n)
+{
+	size_t cap = n < BYTES_MIN ? BYTES_MIN : n;
+	struct bytes *b = mem_alloc_passing(sizeof *b + cap);
+
+	if (b)
+		*b = (struct bytes){ .cap = (uint32_t)cap };
+	return b;
+}
+
+static void
+bytes_free(struct bytes **b)
+{
+	if (*b)
+		mem_free(*b, sizeof **b + (*b)->cap);
+	*b = NULL;
+}
+
+static size_t
+bytes_left(const struct bytes *b)
+{
+	return b ? b->len - b->at : 0;
 }
 
 /* ---- the pool ---- */
@@ -641,14 +676,11 @@ tls_server_new(struct tls_pool *p, const struct config_listener *conf)
 }
 
 static void
-free_ticket(struct ticket *k)
+clear_ticket(struct ticket *k)
 {
-	if (!k)
-		return;
 	if (k->identity)
 		mem_free(k->identity, strlen(k->identity) + 1);
 	explicit_bzero(k, sizeof *k);
-	mem_free(k, sizeof *k);
 }
 
 void
@@ -656,8 +688,10 @@ tls_server_unref(struct tls_server *s)
 {
 	if (!s || --s->refs > 0)
 		return;
-	for (int i = 0; i < TICKETS_MAX; i++)
-		free_ticket(s->tickets[i]);
+	for (int i = 0; i < TICKETS_MAX && s->tickets[i]; i++) {
+		clear_ticket(s->tickets[i]);
+		mem_free(s->tickets[i], sizeof *s->tickets[i]);
+	}
 	certs_free(&s->chain);
 	cert_free_key(&s->key);
 	crls_free(&s->crls);
@@ -694,9 +728,12 @@ save_session(const br_ssl_session_cache_class **ctx,
 	struct ticket **slot = &s->tickets[s->next_ticket], *k;
 
 	(void)sc;
-	k = mem_zalloc(sizeof *k);
+	if (!*slot)
+		*slot = mem_zalloc(sizeof **slot);
+	k = *slot;
 	if (!k)
 		return;
+	clear_ticket(k);
 	k->params = *params;
 	k->until_ms = l->heard_ms + TICKET_MS;
 	if (s->conf->require_certificate && l->v.not_after - l->v.now <
@@ -705,11 +742,9 @@ save_session(const br_ssl_session_cache_class **ctx,
 	memcpy(k->title, l->v.title, sizeof k->title);
 	if (l->v.identity[0] && !(k->identity = copy_identity(
 	    l->v.identity))) {
-		free_ticket(k);
+		clear_ticket(k);
 		return;
 	}
-	free_ticket(*slot);
-	*slot = k;
 	s->next_ticket = (s->next_ticket + 1) % TICKETS_MAX;
 }
 
@@ -784,14 +819,12 @@ start_cert(const br_x509_class **ctx, uint32_t length)
 	struct verifier *v = verifier_of(ctx);
 
 	v->len = length;
-	v->got = 0;
-	v->der = NULL;
 	v->unread = true;
 	if (v->n++ >= PEER_CERTS_MAX || length > PEER_CERT_MAX)
 		refuse(v, BR_ALERT_BAD_CERTIFICATE,
 		    "it sent more than %d certificates or one of more than "
 		    "%d bytes", PEER_CERTS_MAX, PEER_CERT_MAX);
-	else if (!(v->der = mem_alloc_passing(length ? length : 1)))
+	else if (!(v->der = bytes_new(length)))
 		refuse(v, BR_ALERT_INTERNAL_ERROR, "there is no memory left");
 }
 
@@ -800,9 +833,9 @@ append(const br_x509_class **ctx, const unsigned char *buf, size_t len)
 {
 	struct verifier *v = verifier_of(ctx);
 
-	if (v->der && len <= v->len - v->got) {
-		memcpy(v->der + v->got, buf, len);
-		v->got += (uint32_t)len;
+	if (v->der && len <= v->len - v->der->len) {
+		memcpy(v->der->p + v->der->len, buf, len);
+		v->der->len += (uint32_t)len;
 	}
 }
 
@@ -886,7 +919,7 @@ judge(struct verifier *v)
 	char title[TITLE_MAX];
 	struct cert c;
 
-	if (!cert_parse((struct der){ v->der, v->len }, &c)) {
+	if (!cert_parse((struct der){ v->der->p, v->der->len }, &c)) {
 		refuse(v, BR_ALERT_BAD_CERTIFICATE, "its certificate is "
 		    "damaged");
 		return;
@@ -925,11 +958,10 @@ end_cert(const br_x509_class **ctx)
 	min->start_cert(&v->min.vtable, v->len);
 	for (uint32_t at = 0, n; at < v->len; at += n) {
 		n = v->len - at < 256 ? v->len - at : 256;
-		min->append(&v->min.vtable, v->der + at, n);
+		min->append(&v->min.vtable, v->der->p + at, n);
 	}
 	min->end_cert(&v->min.vtable);
-	mem_free(v->der, v->len ? v->len : 1);
-	v->der = NULL;
+	bytes_free(&v->der);
 }
 
 static unsigned
@@ -1068,7 +1100,7 @@ give_lane(struct shake *k)
 			break;
 		}
 	}
-	mem_free(l->v.der, l->v.der ? l->v.len ? l->v.len : 1 : 0);
+	bytes_free(&l->v.der);
 	size = sizeof *l + l->in_size + l->out_size;
 	explicit_bzero(l, size);
 	mem_free(l, size);
@@ -1200,14 +1232,6 @@ end_shake(struct tls *t, enum state state)
 	t->shake = NULL;
 }
 
-static void
-free_raw(struct tls *t)
-{
-	mem_free(t->raw, t->raw_cap);
-	t->raw = NULL;
-	t->raw_len = t->raw_cap = 0;
-}
-
 void
 tls_forget_identity(struct tls *t)
 {
@@ -1222,11 +1246,18 @@ tls_free(struct tls *t)
 	if (!t)
 		return;
 	end_shake(t, BROKEN);
-	free_raw(t);
-	mem_free(t->rest, t->rest_len);
+	bytes_free(&t->raw);
+	bytes_free(&t->rest);
 	tls_forget_identity(t);
 	explicit_bzero(t, sizeof *t);
 	mem_free(t, sizeof *t);
+}
+
+void
+tls_give_up(struct tls *t)
+{
+	if (t->state != OPEN)
+		end_shake(t, BROKEN);
 }
 
 bool
@@ -1258,7 +1289,7 @@ tls_cipher(const struct tls *t)
 size_t
 tls_rest(const struct tls *t)
 {
-	return t->rest_len - t->rest_at;
+	return bytes_left(t->rest);
 }
 
 /* ---- records ---- */
@@ -1338,20 +1369,22 @@ static bool
 keep_rest(struct tls *t, const uint8_t *p, size_t n)
 {
 	size_t old = tls_rest(t);
-	uint8_t *q;
+	struct bytes *b = t->rest;
 
 	if (n == 0)
 		return true;
-	q = mem_alloc_passing(old + n);
-	if (!q)
-		return false;
-	if (old)
-		memcpy(q, t->rest + t->rest_at, old);
-	memcpy(q + old, p, n);
-	mem_free(t->rest, t->rest_len);
-	t->rest = q;
-	t->rest_len = (uint32_t)(old + n);
-	t->rest_at = 0;
+	if (!b || b->cap - b->len < n) {
+		b = bytes_new(old + n);
+		if (!b)
+			return false;
+		if (old)
+			memcpy(b->p, t->rest->p + t->rest->at, old);
+		b->len = (uint32_t)old;
+		bytes_free(&t->rest);
+		t->rest = b;
+	}
+	memcpy(b->p + b->len, p, n);
+	b->len += (uint32_t)n;
 	return true;
 }
 
@@ -1381,8 +1414,9 @@ put_alert(struct tls *t, uint8_t level, uint8_t what)
 	load_out(t, s, &r);
 	buf[20] = level;
 	buf[21] = what;
-	keep_rest(t, buf, seal(&r, ALERT, buf + 20, 2, buf));
-	t->out.seq = seq_of(s, &r);
+	/* What does not go out has no number. */
+	if (keep_rest(t, buf, seal(&r, ALERT, buf + 20, 2, buf)))
+		t->out.seq = seq_of(s, &r);
 	explicit_bzero(&r, sizeof r);
 }
 
@@ -1462,14 +1496,11 @@ write_rest(struct tls *t, int fd)
 {
 	size_t n;
 
-	if (!write_some(fd, t->rest + t->rest_at, tls_rest(t), &n))
+	if (!write_some(fd, t->rest->p + t->rest->at, tls_rest(t), &n))
 		return false;
-	t->rest_at += (uint32_t)n;
-	if (tls_rest(t) > 0)
-		return true;
-	mem_free(t->rest, t->rest_len);
-	t->rest = NULL;
-	t->rest_len = t->rest_at = 0;
+	t->rest->at += (uint32_t)n;
+	if (tls_rest(t) == 0)
+		bytes_free(&t->rest);
 	return true;
 }
 
@@ -1515,27 +1546,27 @@ record_size(const uint8_t *p, size_t n, bool open)
 	return n < RECORD_HEAD + len ? 0 : (int)(RECORD_HEAD + len);
 }
 
+/* Keeps the n bytes at p, which may be those at the end of what was kept. */
 static bool
 keep_raw(struct tls *t, const uint8_t *p, size_t n)
 {
-	uint8_t *q;
+	struct bytes *b = t->raw;
 
 	if (n == 0) {
-		free_raw(t);
+		bytes_free(&t->raw);
 		return true;
 	}
-	if (n > t->raw_cap || n < t->raw_cap / 4) {
-		q = mem_alloc(n);
-		if (!q)
+	if (!b || n > b->cap) {
+		b = bytes_new(n);
+		if (!b)
 			return false;
-		memcpy(q, p, n);
-		free_raw(t);
-		t->raw = q;
-		t->raw_cap = (uint32_t)n;
+		memcpy(b->p, p, n);
+		bytes_free(&t->raw);
+		t->raw = b;
 	} else {
-		memmove(t->raw, p, n);
+		memmove(b->p, p, n);
 	}
-	t->raw_len = (uint32_t)n;
+	b->len = (uint32_t)n;
 	return true;
 }
 
@@ -1546,13 +1577,15 @@ end(int err)
 	return TLS_END;
 }
 
-/* A fault of the peer's after the handshake. */
+/* A fault of the peer's after the handshake. What came before it still counts,
+ * so that the caller gets that first. */
 static ssize_t
 broken(struct tls *t, uint8_t alert, const char *why)
 {
 	t->fault = why;
-	put_alert(t, 2, alert);
-	t->state = BROKEN;
+	if (alert)
+		put_alert(t, 2, alert);
+	t->shut = true;
 	return end(EPROTO);
 }
 
@@ -1567,11 +1600,8 @@ control(struct tls *t, uint8_t type, const uint8_t *p, size_t n)
 	}
 	if (type == ALERT && n == 2 && p[0] == 1)
 		return TLS_NOTHING;
-	if (type == ALERT && n == 2) {
-		t->fault = "the client ended it with a TLS alert";
-		t->state = BROKEN;
-		return end(EPROTO);
-	}
+	if (type == ALERT && n == 2)
+		return broken(t, 0, "the client ended it with a TLS alert");
 	if (type == HANDSHAKE) {
 		/* RFC 5246, 7.2.2: the session may go on. */
 		put_alert(t, 1, BR_ALERT_NO_RENEGOTIATION);
@@ -1626,18 +1656,20 @@ unseal_all(struct tls *t, uint8_t *p, size_t n, uint8_t *to, size_t *done)
 	return got > 0 ? (ssize_t)got : r;
 }
 
-/* What was kept and what is new, one behind the other at p. */
+/* What was kept and what is new, one behind the other at p. Returns how much is
+ * new. */
 static ssize_t
 read_raw(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 {
+	size_t kept = bytes_left(t->raw);
 	ssize_t got;
 
-	if (t->raw_len)
-		memcpy(p, t->raw, t->raw_len);
+	if (kept)
+		memcpy(p, t->raw->p, kept);
 	do
-		got = read(fd, p + t->raw_len, n - t->raw_len);
+		got = read(fd, p + kept, n - kept);
 	while (got < 0 && errno == EINTR);
-	*more = got == (ssize_t)(n - t->raw_len);
+	*more = got == (ssize_t)(n - kept);
 	if (got == 0)
 		return end(0);
 	if (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
@@ -1648,7 +1680,7 @@ read_raw(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 static bool
 whole_record(const struct tls *t)
 {
-	return record_size(t->raw, t->raw_len, false) != 0;
+	return t->raw && record_size(t->raw->p, t->raw->len, false) != 0;
 }
 
 bool
@@ -1669,11 +1701,28 @@ read_shake(struct tls *t, int fd, uint8_t *p, bool *more)
 	got = read_raw(t, fd, p, RECORD_HEAD + RECORD_BODY, more);
 	if (got < 0 || t->state == BROKEN)
 		return got < 0 ? got : TLS_NOTHING;
-	if (!keep_raw(t, p, t->raw_len + (size_t)got))
+	if (!keep_raw(t, p, bytes_left(t->raw) + (size_t)got))
 		return end(ENOMEM);
-	if (t->raw[0] != HANDSHAKE || whole_record(t))
+	if (t->raw->p[0] != HANDSHAKE || whole_record(t))
 		enter(t, t->shake->lane ? GOING : STARTING);
 	return TLS_NOTHING;
+}
+
+bool
+tls_is_over(const struct tls *t)
+{
+	return t->state == OPEN && (t->ended || t->fault);
+}
+
+/* Tells it. After a fault, what still comes is thrown away. */
+static ssize_t
+tell_end(struct tls *t)
+{
+	bytes_free(&t->raw);
+	if (!t->fault)
+		return end(0);
+	t->state = BROKEN;
+	return end(EPROTO);
 }
 
 ssize_t
@@ -1684,20 +1733,26 @@ tls_read(struct tls *t, int fd, uint8_t *p, size_t n, bool *more)
 
 	if (t->state != OPEN)
 		return read_shake(t, fd, p, more);
-	if (t->ended)
-		return end(0);
-	/* Decryption takes long: others want their turn. */
-	got = read_raw(t, fd, p, n < TLS_READ_MIN ? n : TLS_READ_MIN, more);
-	if (got < 0 && (got == TLS_END || !t->raw_len || !whole_record(t)))
+	if (tls_is_over(t))
+		return tell_end(t);
+	if (whole_record(t)) {
+		/* It came with the handshake, perhaps with the end behind. */
+		memcpy(p, t->raw->p, t->raw->len);
+		*more = true;
+		got = 0;
+	} else {
+		/* Decryption takes long: others want their turn. */
+		got = read_raw(t, fd, p, n < TLS_READ_MIN ? n : TLS_READ_MIN,
+		    more);
+	}
+	if (got < 0)
 		return got;
-	len = t->raw_len + (got > 0 ? (size_t)got : 0);
+	len = bytes_left(t->raw) + (size_t)got;
 	plain = unseal_all(t, p, len, p, &done);
-	if (plain == TLS_END)
-		return TLS_END;
-	if (t->ended && plain < 0)
-		return end(0);
+	if (tls_is_over(t))
+		return plain < 0 ? tell_end(t) : plain;
 	/* The plaintext ends before the rest of the input begins. */
-	if (!keep_raw(t, p + done, t->ended ? 0 : len - done))
+	if (!keep_raw(t, p + done, len - done))
 		return end(ENOMEM);
 	return plain;
 }
@@ -1908,8 +1963,8 @@ explain(const struct shake *k, unsigned err, const char **text)
 static const char *
 explain_plain(const struct tls *t)
 {
-	const uint8_t *p = t->raw;
-	size_t n = t->raw_len;
+	const uint8_t *p = t->raw->p;
+	size_t n = t->raw->len;
 
 	if (n >= 4 && p[0] == 0x10)
 		return "refused by us: MQTT without TLS came to a TLS port; "
@@ -1927,7 +1982,7 @@ tls_hung_up(const struct tls *t)
 		return "the client hung up in the middle of the handshake; "
 		    "often it does not trust our certificate (--cafile) or "
 		    "connects to a name that is not in it";
-	return t->raw_len ? "the client hung up before it had said much" :
+	return t->raw ? "the client hung up before it had said much" :
 	    NULL;
 }
 
@@ -1937,7 +1992,7 @@ static enum tls_step
 fail(struct tls *t, uint8_t alert, const char *text, const char **out)
 {
 	end_shake(t, BROKEN);
-	free_raw(t);
+	bytes_free(&t->raw);
 	if (alert)
 		put_alert(t, 2, alert);
 	t->fault = "handshake failed";
@@ -1945,12 +2000,20 @@ fail(struct tls *t, uint8_t alert, const char *text, const char **out)
 	return TLS_FAILED;
 }
 
+/* Whether the peer does not expect our records to be encrypted yet: later there
+ * is no alert that it could read. */
+static bool
+in_clear(const br_ssl_engine_context *eng)
+{
+	return eng->out.vtable == &br_sslrec_out_clear_vtable;
+}
+
 static enum tls_step
 engine_failed(struct tls *t, const char **out)
 {
 	br_ssl_engine_context *eng = &t->shake->lane->sc.eng;
 	unsigned err = (unsigned)br_ssl_engine_last_error(eng);
-	bool clear = eng->out.vtable == &br_sslrec_out_clear_vtable;
+	bool clear = in_clear(eng);
 	const char *text = "the client ended the handshake";
 	uint8_t alert = 0;
 
@@ -2011,6 +2074,9 @@ run(struct tls *t, const char **out)
 		state = br_ssl_engine_current_state(eng);
 		if (state & BR_SSL_SENDREC) {
 			p = br_ssl_engine_sendrec_buf(eng, &n);
+			/* Its alert for old clients has version 0. */
+			if (p[1] == 0)
+				p[1] = p[2] = 3;
 			if (!keep_rest(t, p, n))
 				return fail(t, 0, "out of memory", out);
 			br_ssl_engine_sendrec_ack(eng, n);
@@ -2019,27 +2085,28 @@ run(struct tls *t, const char **out)
 		} else if (state & (BR_SSL_SENDAPP | BR_SSL_RECVAPP)) {
 			break;
 		} else if (left == 0) {
-			left = record_size(t->raw + used, t->raw_len - used,
-			    false);
+			left = record_size(t->raw->p + used,
+			    t->raw->len - used, false);
 			if (left == 0)
 				break;
 			if (left < 0)
-				return fail(t, BR_ALERT_DECODE_ERROR,
-				    "refused by us: what came in the "
-				    "handshake is not TLS", out);
+				return fail(t, in_clear(eng) ?
+				    BR_ALERT_DECODE_ERROR : 0, "refused by "
+				    "us: what came in the handshake is not "
+				    "TLS", out);
 		} else {
 			/* Never more than the record at hand: what follows the
 			 * handshake is not the engine's any more. */
 			p = br_ssl_engine_recvrec_buf(eng, &n);
 			if (n > (size_t)left)
 				n = (size_t)left;
-			memcpy(p, t->raw + used, n);
+			memcpy(p, t->raw->p + used, n);
 			br_ssl_engine_recvrec_ack(eng, n);
 			used += n;
 			left -= (int)n;
 		}
 	}
-	if (!keep_raw(t, t->raw + used, t->raw_len - used))
+	if (!keep_raw(t, t->raw->p + used, t->raw->len - used))
 		return fail(t, 0, "out of memory", out);
 	if (state & BR_SSL_SENDAPP)
 		return finish(t, out);
@@ -2056,8 +2123,8 @@ tls_shake(struct tls *t, int64_t now_ms, const char **out)
 	if (k->gives_way)
 		return fail(t, 0, "refused by us: the client fell silent in "
 		    "the handshake, and others wait (max_handshakes)", out);
-	if (!k->lane && (t->raw[0] != HANDSHAKE ||
-	    record_size(t->raw, t->raw_len, false) < 0))
+	if (!k->lane && (t->raw->p[0] != HANDSHAKE ||
+	    record_size(t->raw->p, t->raw->len, false) < 0))
 		return fail(t, 0, explain_plain(t), out);
 	if (!k->lane && !take_lane(k, now_ms))
 		return fail(t, BR_ALERT_INTERNAL_ERROR, "refused by us: no "

@@ -89,6 +89,9 @@ struct tls *tls_new(struct tls_server *s, void *owner);
 void tls_free(struct tls *t);           /* wipes all keys; may be NULL */
 bool tls_is_open(const struct tls *t);
 
+/* A handshake that is not over yet goes no further; its lane is given back. */
+void tls_give_up(struct tls *t);
+
 /* Reads from fd. While the handshake lasts it gathers input and returns
  * TLS_NOTHING. Then the plaintext of all whole records, at p; n is the room
  * there, at least TLS_READ_MIN. *more: the socket may hold more.
@@ -99,6 +102,10 @@ bool tls_is_open(const struct tls *t);
 #define TLS_READ_MIN (64 * 1024)
 ssize_t tls_read(struct tls *t, int fd, uint8_t *p, size_t n, bool *more);
 const char *tls_fault(const struct tls *t);
+
+/* Whether the end has been read, perhaps behind data: the next tls_read tells
+ * it, without a look at the socket. */
+bool tls_is_over(const struct tls *t);
 
 /* Whether input for the handshake fits: else it waits for its turn. */
 bool tls_wants_input(const struct tls *t);

@@ -25,6 +25,8 @@ import time
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
+import bench_tls
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOAD = os.path.join(ROOT, "build", "load")
 CORES = sorted(os.sched_getaffinity(0))
@@ -215,6 +217,63 @@ def idle(program, quick):
     return figures
 
 
+@contextmanager
+def run_tls_broker(program, key, client=False):
+    """A broker with a listener for TLS too: (broker, folder, port)."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, \
+            socket.socket() as s:
+        os.chmod(directory, 0o755)
+        bench_tls.make_certificates(directory)
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+        s.close()
+        with run_broker(program, bench_tls.config(directory, port, key,
+                                                  client)) as broker:
+            yield broker, directory, port
+
+
+def tls_handshakes(program, quick):
+    figures = {}
+    for label, key, client, resumed, n in (
+            ("full, RSA-2048", "rsa", False, False, 200),
+            ("full, P-256", "ec", False, False, 400),
+            ("full, P-256 with client certificate", "ec", True, False, 200),
+            ("resumed", "ec", False, True, 1000)):
+        with run_tls_broker(program, key, client) as (broker, directory, port):
+            us = bench_tls.handshakes(broker, directory, port, client,
+                                      resumed, n // 10 if quick else n)
+        figures[f"TLS handshake, {label}: CPU us"] = Figure(us, 1e6 / us)
+    return figures
+
+
+def tls_bulk(program, quick):
+    figures = {}
+    for name, ciphers in bench_tls.SUITES.items():
+        for size, n in (1024, 40000), (16384, 10000):
+            n = n // 10 if quick else n
+            with run_tls_broker(program, "ec") as (broker, directory, port):
+                us = bench_tls.bulk_in(broker, directory, port, ciphers, size,
+                                       n)
+                figures[f"TLS, {name}, {size} B in: CPU us"] = Figure(
+                    us, 1e6 / us)
+                us = bench_tls.bulk_out(broker, directory, port, broker.port,
+                                        ciphers, size, n)
+                figures[f"TLS, {name}, {size} B out: CPU us"] = Figure(
+                    us, 1e6 / us)
+    return figures
+
+
+def tls_idle(program, quick):
+    figures = {}
+    for label, client in ("TLS", False), ("TLS with client certificate", True):
+        with run_tls_broker(program, "ec", client) as (broker, directory,
+                                                       port):
+            figures[f"idle connection, {label}: bytes"] = Figure(
+                bench_tls.idle(broker, directory, port, client,
+                               200 if quick else 2000))
+    return figures
+
+
 # The windows keep what is outstanding for a subscriber at 1000 or less, the
 # usual length of a queue. Mosquitto handles so few of the acknowledgements of
 # a busy subscriber that fan-in with QoS 1 overflows a queue of any length.
@@ -249,6 +308,9 @@ ROWS = {
     "retained": retained,
     "bare": bare,
     "idle": idle,
+    "tls-handshakes": tls_handshakes,
+    "tls-bulk": tls_bulk,
+    "tls-idle": tls_idle,
 }
 
 

@@ -78,6 +78,13 @@ read_text(const char *text)
 	return read_bytes(text, strlen(text));
 }
 
+/* Whether clients without a name may use listener i. */
+static bool
+may_all(unsigned i)
+{
+	return c.listeners[i].security.allow_anonymous;
+}
+
 /* Whether this file is refused, with a word about the line. */
 static bool
 refused(const char *text, unsigned line)
@@ -102,7 +109,7 @@ TEST(nothing_given)
 
 	begin();
 	CHECK(read_args(1, argv) == CONFIG_RUN && !said[0]);
-	CHECK(!c.file && c.local_only && c.allow_anonymous && !c.verbose);
+	CHECK(!c.file && c.local_only && may_all(0) && !c.verbose);
 	CHECK(c.n_listeners == 2);
 	for (unsigned i = 0; i < 2; i++) {
 		struct config_listener *l = &c.listeners[i];
@@ -120,10 +127,11 @@ TEST(defaults)
 {
 	begin();
 	CHECK(read_text("") == CONFIG_RUN && is(c.file, file));
-	CHECK(c.allow_zero_length_clientid && c.connection_messages);
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(c.connection_messages);
 	CHECK(!c.queue_qos0_messages && c.retain_available);
 	CHECK(c.set_tcp_nodelay && !c.upgrade_outgoing_qos && !c.verbose);
-	CHECK(!c.auto_id_prefix && !c.clientid_prefixes);
+	CHECK(!c.security.auto_id_prefix && !c.clientid_prefixes);
 	CHECK(c.connect_timeout == 30 && c.max_inflight_messages == 20);
 	CHECK(c.max_keepalive == 0 && c.max_packet_size == 2000000);
 	CHECK(c.max_queued_messages == 1000 && c.max_queued_bytes == 0);
@@ -328,8 +336,10 @@ TEST(truth_values)
 		const char *name;
 		bool *field;
 	} table[] = {
-		{ "allow_anonymous", &c.allow_anonymous },
-		{ "allow_zero_length_clientid", &c.allow_zero_length_clientid },
+		{ "acl_check_subscribe", &c.acl_check_subscribe },
+		{ "allow_anonymous", &c.security.allow_anonymous },
+		{ "allow_zero_length_clientid",
+		    &c.security.allow_zero_length_clientid },
 		{ "connection_messages", &c.connection_messages },
 		{ "log_timestamp", &c.log.timestamps },
 		{ "queue_qos0_messages", &c.queue_qos0_messages },
@@ -360,9 +370,11 @@ TEST(strings)
 		char **field;
 		size_t max;
 	} table[] = {
-		{ "auto_id_prefix", &c.auto_id_prefix, 50 },
+		{ "acl_file", &c.security.acl_file, 65535 },
+		{ "auto_id_prefix", &c.security.auto_id_prefix, 50 },
 		{ "clientid_prefixes", &c.clientid_prefixes, 65535 },
 		{ "log_timestamp_format", &c.log_timestamp_format, 100 },
+		{ "password_file", &c.security.password_file, 65535 },
 	};
 	static char text[70000];
 
@@ -455,7 +467,7 @@ TEST(listeners)
 	    "max_topic_alias_broker 4\nsocket_domain ipv4\nprotocol mqtt\n"
 	    "listener 0 /run/a socket\nmaximum_qos 0\nmax_connections -1\n"
 	    "listener 65535 # the last\nsocket_domain ipv6\n") == CONFIG_RUN);
-	CHECK(c.n_listeners == 4 && !c.local_only && !c.allow_anonymous);
+	CHECK(c.n_listeners == 4 && !c.local_only && !may_all(0));
 	CHECK(c.listeners[0].port == 1884 && !c.listeners[0].host);
 	CHECK(c.listeners[0].max_connections == 5);
 	CHECK(c.listeners[0].max_qos == 1 && !c.listeners[0].local);
@@ -516,13 +528,13 @@ TEST(default_listener)
 TEST(anonymous_clients)
 {
 	begin();
-	CHECK(read_text("") == CONFIG_RUN && c.allow_anonymous);
+	CHECK(read_text("") == CONFIG_RUN && may_all(0));
 	CHECK(read_text("allow_anonymous false\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous && c.local_only);
+	CHECK(!may_all(0) && c.local_only);
 	CHECK(read_text("listener 1884\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous);
+	CHECK(!may_all(0));
 	CHECK(read_text("listener 1884\nallow_anonymous true\n") == CONFIG_RUN);
-	CHECK(c.allow_anonymous);
+	CHECK(may_all(0));
 	end();
 }
 
@@ -565,9 +577,8 @@ TEST(options_without_effect)
 /* What would make the broker less safe than asked for is never left out. */
 TEST(options_refused)
 {
-	static const char *const options[] = { "acl_file", "password_file",
-	    "cafile", "certfile", "persistence", "plugin", "connection",
-	    "require_certificate", "per_listener_settings" };
+	static const char *const options[] = { "cafile", "certfile",
+	    "persistence", "plugin", "connection", "require_certificate" };
 	char text[64];
 
 	begin();
