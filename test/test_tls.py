@@ -9,9 +9,8 @@ import subprocess
 import pytest
 
 from test_clients import LARGE, MQTTX, mosquitto, mqttjs, pub, start, sub  # noqa: F401
-from tls import ANYBODY, CA, SERVER, exchange, listener, mutual, openssl, refusal, trusting
-from wire import CONNACK, PUBLISH, V5, Broker, Client, Will, connect as connect_packet, decode, disconnect, packet, \
-    pingreq, publish, subscribe
+from tls import ANYBODY, SERVER, exchange, listener, mutual, openssl, trusting
+from wire import CONNACK, V5, Broker, Will, connect as connect_packet, decode, disconnect, pingreq, publish, subscribe
 
 SUITES = ["AES128-GCM-{}256", "AES256-GCM-{}384", "CHACHA20-POLY1305"]
 GROUPS = {"X25519": "X25519", "P-256": "prime256v1", "P-384": "secp384r1", "P-521": "secp521r1"}
@@ -174,7 +173,7 @@ def read_all(s):
 
 @pytest.mark.parametrize("kind", SUITES)
 @pytest.mark.parametrize("size", [512, 1024, 2048, 4096])
-def test_maximum_fragment_length(broker, pki, connect, context, start, size, kind):
+def test_maximum_fragment_length(broker, pki, connect, context, size, kind):
     """A client with small buffers gets small records only (its OpenSSL checks), and the next client gets
     what it would have got without that one."""
     client = subprocess.Popen(
@@ -205,8 +204,8 @@ def test_maximum_fragment_length(broker, pki, connect, context, start, size, kin
 def test_reconnect(broker, pki):
     """openssl s_client -reconnect: five more connections, each resumes the first session."""
     before = broker.mark()
-    done = subprocess.run(s_client_words(broker, pki, ("-reconnect", "-no_ticket", "-tls1_2")), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
+    done = subprocess.run(s_client_words(broker, pki, ("-reconnect", "-no_ticket", "-tls1_2")),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
     words = done.stdout.decode()
     assert len(re.findall(r"^New, TLSv1.2", words, re.M)) == 1, words
     assert len(re.findall(r"^Reused, TLSv1.2", words, re.M)) == 5, words
@@ -520,7 +519,8 @@ def test_forms_of_files(new_broker, connect, pki, tmp_path, key, form):
     pair = pki.server(key)
     files = [rewrite(path, str(tmp_path / name), FORMS[form])
              for path, name in ((pair.cert, "crt"), (pair.key, "key"), (pki.ca.cert, "ca"))]
-    broker = new_broker(config="listener {port} 127.0.0.1\ncertfile %s\nkeyfile %s\ncafile %s\n" % tuple(files) + ANYBODY)
+    lines = "listener {port} 127.0.0.1\ncertfile %s\nkeyfile %s\ncafile %s\n" % tuple(files)
+    broker = new_broker(config=lines + ANYBODY)
     exchange(connect, broker, trusting(pki.ca))
 
 

@@ -3,11 +3,10 @@ sentence each, with the remedy. Exit code 3 for the configuration, 1 for what it
 
 import os
 import re
-import shutil
 
 import pytest
 
-from tls import ANYBODY, CA, SERVER, exchange, listener, make_key, mutual, openssl, refused, stamp, together, trusting
+from tls import ANYBODY, CA, SERVER, exchange, listener, make_key, mutual, openssl, refused, stamp, trusting
 
 KEY = r'Error: Unable to load server key file "\S+"\. Check keyfile: '
 CERT = r'Error: Unable to load server certificate "\S+"\. Check certfile: '
@@ -18,6 +17,7 @@ PAIR = r'Error: Server key "\S+" and certificate "\S+" do not go together: '
 ENCRYPTED = r"the key is encrypted and a broker cannot ask for the password; 'openssl pkey -in FILE -out NEW' writes " \
             r"it without one\."
 KEY_TYPE = r"keys of this type are not supported; RSA \(2048 to 4096 bits\) and EC \(P-256, P-384, P-521\) are\."
+LISTENER = r"Error: Listener on port \d+: "
 NO_FILE = r"No such file or directory\."
 NO_KEY = r"it holds no private key in PEM form \(a DER file is turned into one by 'openssl pkey -inform DER'\)\."
 NO_CERT = r"it holds no certificate in PEM form \(a DER file is turned into one by 'openssl x509 -inform DER'\)\."
@@ -171,15 +171,15 @@ BROKEN = {
     "crlfile of nonsense": (both(ca_of(lambda pki: pki.ca),
                                  put("crlfile", b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n")), 1,
                             CRLFILE + r"list 1 is damaged\."),
-    "certfile alone": (without("keyfile"), 3, r"Error: Listener on port \d+: certfile and keyfile must both be given\."),
-    "keyfile alone": (without("certfile"), 3, r"Error: Listener on port \d+: certfile and keyfile must both be given\."),
+    "certfile alone": (without("keyfile"), 3, LISTENER + r"certfile and keyfile must both be given\."),
+    "keyfile alone": (without("certfile"), 3, LISTENER + r"certfile and keyfile must both be given\."),
     "cafile alone": (both(without("certfile"), without("keyfile"), lambda f: f.files.update(cafile=f.pki.ca.cert)), 3,
-                     r"Error: Listener on port \d+: cafile and capath alone do not make TLS: certfile and keyfile are "
-                     r"missing\."),
+                     LISTENER + r"cafile and capath alone do not make TLS: certfile and keyfile are missing\."),
     "require_certificate without cafile": (line("require_certificate true"), 3,
-                                           r"Error: Listener on port \d+: require_certificate needs cafile or capath\."),
+                                           LISTENER + r"require_certificate needs cafile or capath\."),
     "ciphers without TLS": (both(without("certfile"), without("keyfile"), line("ciphers HIGH")), 3,
-                            r"Error: Listener on port \d+: this is a plain listener: certfile and keyfile are missing\."),
+                            LISTENER + r"require_certificate, crlfile and ciphers are for listeners with TLS: certfile "
+                            r"and keyfile are missing\."),
     "ciphers: none known": (line("ciphers AES128-SHA:RC4-MD5"), 1,
                             r"Error: ciphers: none of 'AES128-SHA:RC4-MD5' is known to midge\. It has:"),
     "ciphers: none for the key": (line("ciphers ECDHE-RSA-AES128-GCM-SHA256"), 1,

@@ -17,7 +17,7 @@ import ssl
 import subprocess
 import tempfile
 
-from wire import Broker, command
+from wire import command
 
 # One of our own certificates: for these names, as a test connects to them.
 SERVER = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -237,16 +237,6 @@ def together(path, *pairs):
     with open(path, "w") as f:
         f.write("".join(one.pem() for one in pairs))
     return str(path)
-
-
-def needs_logins():
-    """Skips the test while the program takes no password_file: then it has no names of users to show."""
-    broker = Broker("password_file /nonexistent/users")
-    try:
-        broker.run()
-        broker.skip_if_missing()
-    finally:
-        broker.cleanup()
 
 
 def runs_here():
