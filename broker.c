@@ -25,6 +25,8 @@
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
 
+#define DAY_MS (24 * 3600 * 1000)
+
 /* Work (see state.h) after which timers that are due wait for the next turn. */
 #define WORK_TIMERS 50000
 
@@ -51,6 +53,18 @@ read_certificates(struct broker *b, bool all)
 			continue;
 		tls_server_unref(b->certs[i]);
 		b->certs[i] = s;
+	}
+}
+
+/* Certificates that will expire: once a day is often enough. */
+static void
+remind(struct broker *b)
+{
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		if (!b->certs[i])
+			continue;
+		tls_server_remind(b->certs[i]);
+		timer_set(&b->timers, &b->daily, b->now_ms + DAY_MS);
 	}
 }
 
@@ -218,6 +232,9 @@ on_timer(struct broker *b, struct timer *t)
 		break;
 	case TIMER_ACCEPT:
 		set_accepting(b, true);
+		break;
+	case TIMER_DAILY:
+		remind(b);
 		break;
 	case TIMER_WATCHDOG:
 		feed_watchdog(b);
@@ -421,10 +438,11 @@ init(struct broker *b)
 	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
+	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
-	return sys_init(b);
+	return true;
 }
 
 /* Their wills are published. No DISCONNECT 0x8B is sent, which the standard
@@ -475,6 +493,7 @@ stop(struct broker *b)
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
 	timer_fini(&b->timers, &b->watchdog);
+	timer_fini(&b->timers, &b->daily);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -533,6 +552,7 @@ serve(struct broker *b)
 		log_open(&b->conf->log);
 	service_notify("READY=1");
 	feed_watchdog(b);
+	remind(b);
 	while (!b->stop)
 		turn(b);
 	service_notify("STOPPING=1");
@@ -554,7 +574,7 @@ run(struct broker *b)
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
-	ok = open_listeners(b) && become_user(b);
+	ok = open_listeners(b) && sys_init(b) && become_user(b);
 	if (ok)
 		serve(b);
 	stop(b);
