@@ -30,7 +30,7 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
-$(B)/test_%: test/test_%.c test/check.h test/model.h $(MODULES)
+$(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h $(MODULES)
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
 
 $(B)/load: test/load.c | compiler
@@ -81,7 +81,7 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
 		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)

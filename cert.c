@@ -118,10 +118,14 @@ two_digits(const uint8_t *p)
 static int64_t
 days(int year, int month, int day)
 {
-	int64_t y = month > 2 ? year : year - 1, era = y / 400, yoe = y % 400;
+	/* Years that begin in March, and 400 of them more, so that none is
+	 * below zero. */
+	int64_t y = 400 + (month > 2 ? year : year - 1);
+	int64_t era = y / 400, yoe = y % 400;
 	int doy = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
 
-	return era * 146097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719468;
+	return (era - 1) * 146097 + yoe * 365 + yoe / 4 - yoe / 100 + doy -
+	    719468;
 }
 
 /* UTCTime or GeneralizedTime, as RFC 5280, 4.1.2.5 has them. */

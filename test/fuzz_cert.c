@@ -231,7 +231,7 @@ compare(struct der whole, const struct cert *c)
 	    dec.notbefore_seconds));
 	assert(c->not_after == seconds(dec.notafter_days,
 	    dec.notafter_seconds));
-	assert(strlen(cert_date(c->not_after, day)) >= 10);
+	assert(strlen(cert_date(c->not_after, day)) >= strlen("1-01-01"));
 }
 
 static void

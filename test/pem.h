@@ -1,7 +1,8 @@
 /* Certificates, keys and a revocation list for tests, in PEM form. They were made
  * once with openssl(1) and are valid until 2109: an authority ("ca"), what it
- * signed for "server" and "client" (of version 1, P-256), and its list, which
- * has revoked "server". Nobody trusts this authority but the tests. */
+ * signed for "server" and "client" (of version 1, P-256), its list, which has
+ * revoked "server", an older list that is empty, one of changes only, and a
+ * certificate with a name of many kinds. Nobody trusts them but the tests. */
 #ifndef PEM_H
 #define PEM_H
 
@@ -59,5 +60,40 @@ static const char pem_client_key[] =
     "XqmOd0VyYmAvREJj5PvcWRXYvNmhRANCAAQDu5EIF+w6MJLldrS+mo/HdGibJlZT\n"
     "P3QQTMS7qhDFKK8VPnOc40ozpWEUZvUwHgLpyWTI65JEtdwwwuisjrER\n"
     "-----END PRIVATE KEY-----\n";
+
+static const char pem_old_crl[] =
+    "-----BEGIN X509 CRL-----\n"
+    "MIGlME4CAQEwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EXDTIwMDEwMTAwMDAw\n"
+    "MFoYDzIxMDAwMTAxMDAwMDAwWqAOMAwwCgYDVR0UBAMCAQEwCgYIKoZIzj0EAwID\n"
+    "RwAwRAIgIMcQ/d03gF6BzA6U01O0XEA5AW4xdF3OHMJkQxxG74cCICIzhzlo25t5\n"
+    "w98fTUFEmlqNkjh2LiJDoG3/2OhjduI3\n"
+    "-----END X509 CRL-----\n";
+
+static const char pem_delta_crl[] =
+    "-----BEGIN X509 CRL-----\n"
+    "MIG1MF0CAQEwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EXDTI2MTEyMTEzNTEw\n"
+    "OVoYDzIxMDkwMTEwMTM1MTA5WqAdMBswDQYDVR0bAQH/BAMCAQEwCgYDVR0UBAMC\n"
+    "AQIwCgYIKoZIzj0EAwIDSAAwRQIgAhHkrgbVs0fW2AK9sx7jWr1vhx8OgDRYvRv3\n"
+    "wpB1R4wCIQDBvGZywEp0lBD4kPq128PIwKxuu8EX8uTdV3TfUARRcA==\n"
+    "-----END X509 CRL-----\n";
+
+static const char pem_names[] =
+    "-----BEGIN CERTIFICATE-----\n"
+    "MIICszCCAlmgAwIBAgICAIAwCgYIKoZIzj0EAwIwgasxCzAJBgNVBAYTAkRFMRkw\n"
+    "FwYDVQQKDBBFeCthbXBsZSwgIngiIFwxMQ4wDAYDVQQLDAUgbGVhZDEOMAwGA1UE\n"
+    "CwwFI2hhc2gxFTATBgNVBAMMDErDvHJnZW47PMOpPjEUMBIGCSqGSIb3DQEJARYF\n"
+    "YUBiLmMxEjAQBgoJkiaJk/IsZAEBDAJ1MTESMBAGCgmSJomT8ixkARkWAmRjMQww\n"
+    "CgYDUwQFDANvZGQwIBcNMjYxMTIxMTM1MTA5WhgPMjEwOTAxMTAxMzUxMDlaMIGr\n"
+    "MQswCQYDVQQGEwJERTEZMBcGA1UECgwQRXgrYW1wbGUsICJ4IiBcMTEOMAwGA1UE\n"
+    "CwwFIGxlYWQxDjAMBgNVBAsMBSNoYXNoMRUwEwYDVQQDDAxKw7xyZ2VuOzzDqT4x\n"
+    "FDASBgkqhkiG9w0BCQEWBWFAYi5jMRIwEAYKCZImiZPyLGQBAQwCdTExEjAQBgoJ\n"
+    "kiaJk/IsZAEZFgJkYzEMMAoGA1MEBQwDb2RkMFkwEwYHKoZIzj0CAQYIKoZIzj0D\n"
+    "AQcDQgAE40a23rlTZyXBl3zZbRhMIqWm4FrnfbC7zSzryA1nUh92VPD9ToVZ/PzB\n"
+    "36v2tyuxr9eE3SMlACvESHF2bXUoLKNpMGcwMQYDVR0RBCowKIIJbG9jYWxob3N0\n"
+    "hwR/AAABhxAAAAAAAAAAAAAAAAAAAAABgQN4QHkwEwYDVR0lBAwwCgYIKwYBBQUH\n"
+    "AwEwHQYDVR0OBBYEFDqtXdKXganzHLKi0qSD8cy3PwCZMAoGCCqGSM49BAMCA0gA\n"
+    "MEUCIQCyiKnQBdP+zOUxacOryVEiUt4W0X0IkDeQzM8Uo62bLgIgajcnZeIBLt35\n"
+    "MRW5RKgBZNo2BzHDrV14fWcA7h5+Pxs=\n"
+    "-----END CERTIFICATE-----\n";
 
 #endif
