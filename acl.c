@@ -429,13 +429,8 @@ read_line(struct acl *a, char *line, struct acl_user **cur)
 		return read_user(a, rest, cur);
 	if (!strcmp(word, "topic"))
 		return read_rule(&(*cur)->topics, rest);
-	if (!strcmp(word, "pattern")) {
-		if (!strstr(rest, "%c") && !strstr(rest, "%u"))
-			log_warning("Warning: ACL pattern '%s' does not "
-			    "contain '%%c' or '%%u'; it is for all clients.",
-			    rest);
+	if (!strcmp(word, "pattern"))
 		return read_rule(&a->patterns, rest);
-	}
 	return "a line begins with user, topic, pattern or #";
 }
 

@@ -121,7 +121,7 @@ session_id(const struct session *s)
 	return (struct mqtt_str){ s->id, s->id_len };
 }
 
-/* The name of the user that the session belongs to; p is NULL if it has none. */
+/* The name of the user that the session belongs to; p NULL: none. */
 static inline struct mqtt_str
 session_user(const struct session *s)
 {
