@@ -259,7 +259,8 @@ set_per_listener(struct parser *p, char *value)
 static enum plugin_kind
 plugin_kind(const char *path)
 {
-	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	const char *slash = strrchr(path, '/');
+	const char *name = slash ? slash + 1 : path;
 
 	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
 	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;

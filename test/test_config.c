@@ -664,6 +664,46 @@ TEST(anonymous_clients)
 	end();
 }
 
+/* What is said for all goes for each listener; what is said for one, for it
+ * alone; and nothing is lost. */
+TEST(security_per_listener)
+{
+	const struct config_security *s;
+
+	begin();
+	CHECK(read_text("listener 1\nacl_file a\nlistener 2\n"
+	    "listener_allow_anonymous true\nauto_id_prefix x\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(!may_all(0) && may_all(1));
+	for (int i = 0; i < 2; i++) {
+		s = &c.listeners[i].security;
+		CHECK(is(s->acl_file, "a") && is(s->auto_id_prefix, "x"));
+		CHECK(!s->password_file && !s->any_user);
+		CHECK(!s->allow_zero_length_clientid);
+	}
+	CHECK(read_text("per_listener_settings true\nlistener 1\n"
+	    "allow_anonymous true\nacl_file a\nlistener 2\nacl_file b\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(may_all(0) && !may_all(1));
+	CHECK(is(c.listeners[0].security.acl_file, "a"));
+	CHECK(is(c.listeners[1].security.acl_file, "b"));
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(!c.listeners[1].security.allow_zero_length_clientid);
+	/* The listeners of this machine, and the default one. */
+	CHECK(read_text("per_listener_settings true\nallow_anonymous 0\n"
+	    "acl_file a\n") == CONFIG_RUN && c.local_only);
+	CHECK(!may_all(0) && is(c.listeners[1].security.acl_file, "a"));
+	CHECK(c.listeners[0].security.any_user);
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "port 5\nlistener 6\n") == CONFIG_RUN);
+	CHECK(!c.listeners[0].security.acl_file);
+	CHECK(is(c.listeners[1].security.acl_file, "a"));
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "listener 6\n") == CONFIG_BAD);
+	CHECK(refused("allow_anonymous 1\nper_listener_settings 1\n", 2));
+	end();
+}
+
 TEST(ports_of_both_kinds)
 {
 	const char *argv[] = { "midge", "-p", "1999", "-c", file, NULL };
