@@ -143,7 +143,9 @@ on_conn(void *arg, struct conn *c, short events)
 }
 
 /* Reads the configuration anew. Only when all of it is good anything changes;
- * the log is opened anew in any case. */
+ * the log is opened anew in any case. The one place for whatever else is read
+ * from files again, and judged again by it: read between config_read and
+ * config_adopt, so that a fault there leaves everything as it is too. */
 static void
 reload(struct broker *b)
 {
@@ -477,6 +479,7 @@ run(struct broker *b)
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
+	/* Whatever only root may read is read before become_user. */
 	ok = open_listeners(b) && become_user(b);
 	if (ok)
 		serve(b);

@@ -281,16 +281,19 @@ set_protocol(struct parser *p, char *value)
 static bool
 set_versions(struct parser *p, char *value)
 {
-	p->cur->versions = 0;
-	for (const char *v = value; *v; v++) {
+	unsigned versions = 0;
+	const char *v = value;
+
+	for (; *v; v++) {
 		if (*v >= '3' && *v <= '5' && (!v[1] || strchr(", \t", v[1])))
-			p->cur->versions |= 1u << (*v - '0');
+			versions |= 1u << (*v - '0');
 		else if (!strchr(", \t", *v))
-			return bad_value(p, value,
-			    "it must be a list of 3, 4 and 5");
+			break;
 	}
-	return p->cur->versions || bad_value(p, value,
-	    "it must be a list of 3, 4 and 5");
+	if (*v || !versions)
+		return bad_value(p, value, "it must be a list of 3, 4 and 5");
+	p->cur->versions = versions;
+	return true;
 }
 
 static bool
