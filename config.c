@@ -376,8 +376,10 @@ set_log_dest(struct parser *p, char *value)
 		*d = CHOSEN;
 	if (!strncmp(value, "file", 4) && (value[4] == ' ' || value[4] == '\t')) {
 		value += 4 + strspn(value + 4, " \t");
+		if (!set_string(p, &p->c->log_file, value))
+			return false;
 		*d |= LOG_D_FILE;
-		return set_string(p, &p->c->log_file, value);
+		return true;
 	}
 	if (!strcmp(first_word(value), "dlt") || !strcmp(value, "android")) {
 		log_warning("Warning: log_dest %s has no effect: midge does "
