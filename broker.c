@@ -142,10 +142,26 @@ on_conn(void *arg, struct conn *c, short events)
 	client_event(b, (struct client *)c, events);
 }
 
+/* Takes over a configuration that is good as a whole; *fresh is the former one
+ * then. The one place for what depends on it and on other files: read them for
+ * fresh when config_keep has completed it (after a fault config_keep takes that
+ * back), and judge clients again at the end. */
+static void
+take_over(struct broker *b, struct config *fresh)
+{
+	struct config former;
+
+	config_tell_kept(b->conf, fresh);
+	config_keep(b->conf, fresh);
+	former = *b->conf;
+	*b->conf = *fresh;
+	*fresh = former;
+	mem_set_limit(b->conf->memory_limit);
+	sys_reload(b);
+}
+
 /* Reads the configuration anew. Only when all of it is good anything changes;
- * the log is opened anew in any case. The one place for whatever else is read
- * from files again, and judged again by it: read between config_read and
- * config_adopt, so that a fault there leaves everything as it is too. */
+ * the log is opened anew in any case. */
 static void
 reload(struct broker *b)
 {
@@ -153,14 +169,11 @@ reload(struct broker *b)
 
 	service_notify_reloading();
 	log_info("Reloading config.");
-	if (config_read(&fresh, b->conf->argc, b->conf->argv) != CONFIG_RUN) {
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) == CONFIG_RUN)
+		take_over(b, &fresh);
+	else
 		log_error("Error: The configuration was not reloaded; the "
 		    "running one stays as it is.");
-	} else {
-		config_adopt(b->conf, &fresh);
-		mem_set_limit(b->conf->memory_limit);
-		sys_reload(b);
-	}
 	log_open(&b->conf->log);
 	config_free(&fresh);
 	service_notify("READY=1");

@@ -1121,30 +1121,32 @@ swap(void *a, void *b, size_t n)
 }
 
 void
-config_adopt(struct config *running, struct config *fresh)
+config_tell_kept(const struct config *running, const struct config *fresh)
 {
 	compare_listeners(running, fresh);
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start && !same(&options[i], running, fresh))
+			log_warning("Warning: The new %s takes effect only "
+			    "when midge is started anew.", options[i].name);
+}
+
+void
+config_keep(struct config *running, struct config *fresh)
+{
+	/* Left open, it depends on the listeners. */
+	if (!fresh->allow_anonymous_set)
+		fresh->allow_anonymous = running->local_only;
 	swap(&running->listeners, &fresh->listeners,
 	    sizeof running->listeners);
 	swap(&running->n_listeners, &fresh->n_listeners,
 	    sizeof running->n_listeners);
 	swap(&running->local_only, &fresh->local_only,
 	    sizeof running->local_only);
-	if (!fresh->allow_anonymous_set)
-		fresh->allow_anonymous = fresh->local_only;
-	for (size_t i = 0; i < N_OPTIONS; i++) {
-		const struct option *o = &options[i];
-
-		if (!o->at_start)
-			continue;
-		if (!same(o, running, fresh))
-			log_warning("Warning: The new %s takes effect only "
-			    "when midge is started anew.", o->name);
-		/* They are strings, and others may hold on to the old ones. */
-		swap((char *)running + o->offset, (char *)fresh + o->offset,
-		    sizeof(char *));
-	}
-	swap(running, fresh, sizeof *running);
+	/* They are strings, and others may hold on to the old ones. */
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start)
+			swap((char *)running + options[i].offset,
+			    (char *)fresh + options[i].offset, sizeof(char *));
 }
 
 void

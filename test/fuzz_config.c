@@ -86,11 +86,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	case CONFIG_RUN:
 		check(&c);
 		/* As if the one before were running. */
-		if (running.n_listeners)
-			config_adopt(&running, &c);
-		else
-			take(&running, &c);
-		check(&running);
+		if (running.n_listeners) {
+			config_keep(&running, &c);
+			check(&c);
+			config_free(&running);
+		}
+		take(&running, &c);
 		break;
 	case CONFIG_BAD:
 		break;
