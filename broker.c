@@ -506,6 +506,7 @@ start(struct config *c)
 {
 	struct broker b = { .conf = c };
 
+	log_init();
 	if (!service_init(&b.service, c))
 		return EXIT_START;
 	if (c->daemon && !service_background(&b.service)) {

@@ -429,6 +429,8 @@ use_stream(struct sink *k, int fd, bool on)
 	char path[32];
 	struct stat st;
 
+	if (k->own && on && isatty(fd))
+		return;         /* perhaps it could not be opened again */
 	if (k->own)
 		close(k->fd);
 	k->own = false;
@@ -454,6 +456,12 @@ close_file(void)
 	if (lg.sink[FIL].fd >= 0)
 		close(lg.sink[FIL].fd);
 	lg.sink[FIL].fd = -1;
+}
+
+void
+log_init(void)
+{
+	use_stream(&lg.sink[ERR], 2, true);
 }
 
 void
