@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -24,22 +23,34 @@ struct check {
 
 /* ---- files, as the later user sees them ---- */
 
+static void
+group_name(gid_t gid, char *out, size_t size)
+{
+	FILE *f = fopen("/etc/group", "re");
+	const struct group *g;
+
+	snprintf(out, size, "%u", (unsigned)gid);
+	while (f && (g = fgetgrent(f)))
+		if (g->gr_gid == gid)
+			snprintf(out, size, "%s", g->gr_name);
+	if (f)
+		fclose(f);
+}
+
 /* "owner root, group adm, mode 0640" */
 static void
 say_owner(const char *path, char *out, size_t size)
 {
-	const struct passwd *pw;
-	const struct group *gr;
+	char user[64], group[64];
 	struct stat st;
 
 	if (stat(path, &st) < 0) {
 		snprintf(out, size, "%s", strerror(errno));
 		return;
 	}
-	pw = getpwuid(st.st_uid);
-	gr = getgrgid(st.st_gid);
-	snprintf(out, size, "owner %s, group %s, mode %04o",
-	    pw ? pw->pw_name : "unknown", gr ? gr->gr_name : "unknown",
+	service_user_name(st.st_uid, user, sizeof user);
+	group_name(st.st_gid, group, sizeof group);
+	snprintf(out, size, "owner %s, group %s, mode %04o", user, group,
 	    (unsigned)st.st_mode & 07777);
 }
 
