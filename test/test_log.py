@@ -277,20 +277,20 @@ def test_stderr_that_nobody_reads(new_broker, connect, monkeypatch, stuck):
     monkeypatch.setattr(broker, "_read_output", lambda stream: None)
     broker.spawn()
     broker.process.stderr = broker.process.stdout = open(os.devnull)
-    os.close(w)
     wait_for(lambda: listens(broker), "listener")
     client = connect(broker=broker)
     for _ in range(5000):
         client.publish("a/topic/with/some/length/to/fill/the/log", "x")
     client.ping()
     seen = bytearray()
-    reader = threading.Thread(target=read_all, args=(r, seen))
+    reader = threading.Thread(target=read_log, args=(r, seen), daemon=True)
     reader.start()
     wait_for(lambda: b"PUBLISH" in seen, "lines that were kept", timeout=10)
     client.ping()
     broker.stop()
-    reader.join(5)
+    reader.join(10)
     os.close(r)
+    os.close(w)
     text = seen.lstrip(b"x").decode()
     shown = text.count("Received PUBLISH")
     lost = sum(int(n) for n in re.findall(r"Warning: (\d+) log lines were lost here, as nobody took them\.", text))
@@ -298,12 +298,9 @@ def test_stderr_that_nobody_reads(new_broker, connect, monkeypatch, stuck):
     assert text.index("starting") < text.index("were lost here") < text.index("terminating")
 
 
-def read_all(fd, into):
-    try:
-        while data := os.read(fd, 65536):
-            into += data
-    except OSError:
-        pass    # the other end of a terminal is closed
+def read_log(fd, into):
+    while b"terminating" not in into[-200:]:
+        into += os.read(fd, 65536)
 
 
 # Shapes
