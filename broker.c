@@ -303,38 +303,50 @@ shake_hands(struct broker *b)
 		client_shake(b, c);
 }
 
-/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
- * good anything changes; the log is opened anew in any case. */
+/* Takes over a configuration that is good, if the files that it names are good
+ * too; *fresh is what is to be freed then. */
 static void
-reload(struct broker *b)
+take_over(struct broker *b, struct config *fresh)
 {
 	struct auth old = b->auth, rules;
-	struct config fresh;
+	struct config former;
 
-	b->reload = false;
-	service_notify_reloading();
-	log_info("Reloading config.");
-	if (config_read(&fresh, b->conf->argc, b->conf->argv) != CONFIG_RUN) {
-		log_error("Error: The configuration was not reloaded; the "
-		    "running one stays as it is.");
-		goto out;
-	}
-	config_swap_security(b->conf, &fresh);
-	if (!auth_load(&rules, b->conf)) {
-		config_swap_security(b->conf, &fresh);
+	config_keep(b->conf, fresh);
+	if (!auth_load(&rules, fresh)) {
+		config_keep(b->conf, fresh);    /* takes that back */
 		log_error("Error: The configuration was not reloaded; the "
 		    "running one and the password and ACL files that were "
 		    "loaded before stay in force.");
-		goto out;
+		return;
 	}
-	config_adopt(b->conf, &fresh);
+	former = *b->conf;
+	*b->conf = *fresh;
+	*fresh = former;
 	mem_set_limit(b->conf->memory_limit);
 	b->auth = rules;
 	client_rules_changed(b, &old);
 	auth_fini(&old);
 	read_certificates(b, true);
 	sys_reload(b);
-out:
+}
+
+/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
+ * good anything changes; the log is opened anew in any case. */
+static void
+reload(struct broker *b)
+{
+	struct config fresh;
+
+	b->reload = false;
+	service_notify_reloading();
+	log_info("Reloading config.");
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) == CONFIG_RUN) {
+		config_tell_kept(b->conf, &fresh);
+		take_over(b, &fresh);
+	} else {
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one stays as it is.");
+	}
 	log_open(&b->conf->log);
 	config_free(&fresh);
 	service_notify("READY=1");
@@ -574,6 +586,7 @@ run(struct broker *b)
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
+	/* Whatever only root may read is read before become_user. */
 	ok = open_listeners(b) && sys_init(b) && become_user(b);
 	if (ok)
 		serve(b);
@@ -587,6 +600,7 @@ start(struct config *c)
 {
 	struct broker b = { .conf = c };
 
+	log_init();
 	if (!service_init(&b.service, c))
 		return EXIT_START;
 	if (c->daemon && !service_background(&b.service)) {

@@ -72,7 +72,8 @@ mount_filter(const struct client *c, struct mqtt_str *filter, uint8_t **own)
 {
 	struct mqtt_str name, rest = *filter;
 
-	if (mqtt_is_shared(*filter) && !mqtt_split_shared(*filter, &name, &rest))
+	if (mqtt_is_shared(*filter) &&
+	    !mqtt_split_shared(*filter, &name, &rest))
 		return false;
 	return mount_behind(c, filter->len - rest.len, filter, own);
 }
