@@ -90,6 +90,8 @@ tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
 	@test/need.sh "the fuzzer" libclang-rt-dev
 
+include cross/targets.mk
+
 # A module includes only modules below it; see test/layers.sh.
 check:
 	@test/layers.sh
