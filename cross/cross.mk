@@ -90,6 +90,10 @@ size: $(O)/midge
 	@$(T)-nm -S --size-sort -t d $(O)/midge.full | tail -25 | \
 		awk '{ printf "%8d  %s %s\n", $$2, $$3, $$4 }'
 
+# The tests of the broker's behaviour with this binary, emulated if need be.
+test: $(O)/midge
+	MIDGE="$(RUN) $(O)/midge" $(PYTEST) $(BEHAVIOUR)
+
 # What this target needs of Debian; ones own compiler of that name will do.
 tools:
 	@command -v $(CC) >/dev/null || test/need.sh "the build for $(TARGET)" \
@@ -97,4 +101,4 @@ tools:
 		[ $(TARGET) = x86_64 ] && echo gcc || \
 		echo gcc-$(subst _,-,$(T)))
 
-.PHONY: all size tools
+.PHONY: all size test tools

@@ -21,8 +21,16 @@ size: cross
 test-cross: tools-test cross tools-qemu
 	CROSS="$(TARGET)" $(PYTEST) test/test_cross.py
 
+# All tests of behaviour, on emulated processors: an ARM1176 and a Cortex-A53.
+# The others test what runs on the PC.
+BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross unit),\
+	$(sort $(wildcard test/test_*.py)))
+test-arm: tools-test cross tools-qemu
+	@for t in $(filter armv6 aarch64,$(TARGET)); do $(CROSS) TARGET=$$t \
+		PYTEST="$(PYTEST)" BEHAVIOUR="$(BEHAVIOUR)" test || exit 1; done
+
 tools-qemu:
 	@command -v qemu-arm >/dev/null && command -v qemu-aarch64 >/dev/null || \
 		test/need.sh "the emulation" qemu-user
 
-.PHONY: cross cross-sources size test-cross tools-qemu
+.PHONY: cross cross-sources size test-cross test-arm tools-qemu
