@@ -23,14 +23,19 @@ test-cross: tools-test cross tools-qemu
 
 # All tests of behaviour, on emulated processors: an ARM1176 and a Cortex-A53.
 # The others test what runs on the PC.
-BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross unit),\
+BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross deploy init unit),\
 	$(sort $(wildcard test/test_*.py)))
 test-arm: tools-test cross tools-qemu
 	@for t in $(filter armv6 aarch64,$(TARGET)); do $(CROSS) TARGET=$$t \
 		PYTEST="$(PYTEST)" BEHAVIOUR="$(BEHAVIOUR)" test || exit 1; done
 
+# The binary, an example configuration and the init script that fits onto another
+# machine, which then runs it. CERTS=certs takes what cross/make-certs made.
+deploy: cross
+	@SSH="$(SSH)" cross/deploy "$(PI)" $(CERTS)
+
 tools-qemu:
 	@command -v qemu-arm >/dev/null && command -v qemu-aarch64 >/dev/null || \
 		test/need.sh "the emulation" qemu-user
 
-.PHONY: cross cross-sources size test-cross test-arm tools-qemu
+.PHONY: cross cross-sources size test-cross test-arm deploy tools-qemu
