@@ -94,6 +94,10 @@ size: $(O)/midge
 test: $(O)/midge
 	MIDGE="$(RUN) $(O)/midge" $(PYTEST) $(BEHAVIOUR)
 
+deb: $(O)/midge
+	@for a in $(DEB); do BEARSSL=$(BEARSSL) MUSL=$(MUSL) \
+		cross/deb $$a $(O)/midge || exit 1; done
+
 # What this target needs of Debian; ones own compiler of that name will do.
 tools:
 	@command -v $(CC) >/dev/null || test/need.sh "the build for $(TARGET)" \
@@ -101,4 +105,4 @@ tools:
 		[ $(TARGET) = x86_64 ] && echo gcc || \
 		echo gcc-$(subst _,-,$(T)))
 
-.PHONY: all size test tools
+.PHONY: all size test deb tools

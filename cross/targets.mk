@@ -23,7 +23,7 @@ test-cross: tools-test cross tools-qemu
 
 # All tests of behaviour, on emulated processors: an ARM1176 and a Cortex-A53.
 # The others test what runs on the PC.
-BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross deploy init unit),\
+BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross deb deploy init install unit),\
 	$(sort $(wildcard test/test_*.py)))
 test-arm: tools-test cross tools-qemu
 	@for t in $(filter armv6 aarch64,$(TARGET)); do $(CROSS) TARGET=$$t \
@@ -34,8 +34,18 @@ test-arm: tools-test cross tools-qemu
 deploy: cross
 	@SSH="$(SSH)" cross/deploy "$(PI)" $(CERTS)
 
+# Packages for Debian and Raspberry Pi OS: armel, armhf, arm64 and amd64.
+deb: cross
+	@command -v dpkg-deb >/dev/null || test/need.sh "the package" dpkg
+	@for t in $(TARGET); do $(CROSS) TARGET=$$t deb || exit 1; done
+
+# They are looked at, and installed and removed in a fresh Debian, by root.
+test-deb: deb tools-test
+	@test/need.sh "the test of packages" lintian debootstrap
+	DEB=1 $(PYTEST) test/test_deb.py
+
 tools-qemu:
 	@command -v qemu-arm >/dev/null && command -v qemu-aarch64 >/dev/null || \
 		test/need.sh "the emulation" qemu-user
 
-.PHONY: cross cross-sources size test-cross test-arm deploy tools-qemu
+.PHONY: cross cross-sources size test-cross test-arm deploy deb test-deb tools-qemu

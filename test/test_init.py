@@ -239,8 +239,8 @@ def test_systemd(tmp_path):
     assert "perhaps" in done.stderr
 
 
-SCRIPTS = ["make-certs", "sources", "check", "deploy", "setup", "init/midge.init", "init/midge.openrc",
-           "init/midge.procd"]
+SCRIPTS = ["make-certs", "sources", "check", "deploy", "setup", "manpages", "deb", "init/midge.init",
+           "init/midge.openrc", "init/midge.procd", "debian/postinst", "debian/prerm", "debian/postrm"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
