@@ -23,7 +23,7 @@ test-cross: tools-test cross tools-qemu
 
 # All tests of behaviour, on emulated processors: an ARM1176 and a Cortex-A53.
 # The others test what runs on the PC.
-BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,certs cross deb deploy init install unit),\
+BEHAVIOUR = $(filter-out $(patsubst %,test/test_%.py,boot certs cross deb deploy init install unit),\
 	$(sort $(wildcard test/test_*.py)))
 test-arm: tools-test cross tools-qemu
 	@for t in $(filter armv6 aarch64,$(TARGET)); do $(CROSS) TARGET=$$t \
@@ -44,8 +44,18 @@ test-deb: deb tools-test
 	@test/need.sh "the test of packages" lintian debootstrap
 	DEB=1 $(PYTEST) test/test_deb.py
 
+# Kernels of Debian boot on an emulated Pi Zero and on a 64-bit machine, with
+# BusyBox, midge and its init script and nothing else.
+boot-test: tools-test cross tools-qemu
+	@test/need.sh "the boot test" qemu-system-arm e2fsprogs \
+		debian-archive-keyring
+	@[ -e build/kernels/arm64 ] || cross/kernels build/kernels
+	@rm -f build/boot-report.txt
+	BOOT=1 $(PYTEST) -n 0 -rs test/test_boot.py
+	@sort build/boot-report.txt
+
 tools-qemu:
 	@command -v qemu-arm >/dev/null && command -v qemu-aarch64 >/dev/null || \
 		test/need.sh "the emulation" qemu-user
 
-.PHONY: cross cross-sources size test-cross test-arm deploy deb test-deb tools-qemu
+.PHONY: cross cross-sources size test-cross test-arm deploy deb test-deb boot-test tools-qemu

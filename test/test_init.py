@@ -239,7 +239,7 @@ def test_systemd(tmp_path):
     assert "perhaps" in done.stderr
 
 
-SCRIPTS = ["make-certs", "sources", "check", "deploy", "setup", "manpages", "deb", "init/midge.init",
+SCRIPTS = ["make-certs", "sources", "check", "deploy", "setup", "manpages", "deb", "kernels", "init/midge.init",
            "init/midge.openrc", "init/midge.procd", "debian/postinst", "debian/prerm", "debian/postrm"]
 
 
