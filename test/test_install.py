@@ -44,9 +44,10 @@ def test_options_of_the_readme(pages):
     """Each option of the README's tables is in the manual, with its default and its meaning."""
     found = list(rows("Options of the configuration file"))
     assert len(found) > 30
-    for name, default, meaning in found:
+    for name, default, mark, meaning in found:
         default = f" (default: {default})" if default else ""
-        assert f"{name} {meaning}{default}" in plain(pages["midge.conf.5"])
+        mark = f" [{mark}]" if mark else ""
+        assert f"{name} {meaning}{default}{mark}" in plain(pages["midge.conf.5"])
     found = list(rows("Command line"))
     assert len(found) > 3
     for name, meaning in found:
