@@ -35,6 +35,7 @@ def rows(section):
     """The cells of the tables in a section of the README."""
     text = re.search(rf"^## {section}\n(.*?)(?=^## )", readme(), re.M | re.S).group(1)
     for line in re.findall(r"^\|(.*)\|$", text, re.M):
+        line = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line)
         cells = [c.strip().replace("`", "").replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)]
         if cells[0] != "option" and not cells[0].startswith("---"):
             yield cells
