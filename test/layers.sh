@@ -2,7 +2,8 @@
 # The modules, bottom to top: each may include the headers of those before it,
 # and its own, never one above.
 set -eu
-order="mem hash timer log config mqtt msg conn watch topic session auth listen
+order="mem hash timer log config mqtt msg conn watch topic store mosqdb
+session auth listen
 state send route client sys broker"
 bad=0
 seen=
