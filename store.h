@@ -78,10 +78,10 @@ struct store_segment {
 struct store_block;
 
 enum store_state {
+	STORE_FAILED,           /* no segment that can be trusted */
 	STORE_IDLE,             /* durable == sealed == written */
 	STORE_WRITING,          /* a batch is sealed, not all of it written */
 	STORE_SYNCING,          /* written, the helper was asked to sync */
-	STORE_FAILED,           /* no segment that can be trusted */
 };
 
 /* Everything here belongs to store.c. The positions count the bytes of the
@@ -91,37 +91,53 @@ struct store {
 	struct store_config c;
 	enum store_state state;
 	int lock_fd;
-	int helper_fd;          /* -1: no helper */
+	bool closing;
+	/* the helper */
+	int helper_fd;          /* -1: none */
 	pid_t helper;
 	bool preparing;         /* asked for a segment, not yet answered */
 	bool installing;        /* the same for a snapshot */
+	/* segments */
 	struct store_segment seg, next;
 	uint32_t last_no;       /* the highest number given to a segment */
 	uint32_t prev_no;       /* the link of seg: the segment before, and */
 	uint64_t prev_end;      /* where that ends */
+	bool linked;            /* the link is written */
+	bool forced;            /* to be synced even without records */
+	bool full;              /* what comes next needs another segment */
 	uint64_t seg_pos;       /* position of seg's first record */
-	uint64_t seg_durable;   /* bytes of seg that are on the disk */
+	uint64_t seg_durable;   /* bytes of seg that are on the disk; 0: none */
+	int next_error;         /* why there is no next segment */
+	/* records */
 	struct store_block *first, *last;
 	uint64_t first_pos;     /* position of first->bytes[0] */
-	size_t pending;         /* bytes in blocks */
 	uint64_t durable, written, sealed, complete, end;
 	uint64_t urgent;        /* the end of the last record not lazy */
 	size_t begun;           /* bytes of the frame that store_begin opened */
-	int64_t lazy_due_ms, sync_after_ms;
-	int error;              /* errno of the episode of trouble; 0: none */
-	int64_t retry_ms, retry_pause_ms;
-	bool orphan;            /* earlier files are gone: nothing is durable
-	                         * before the next snapshot is */
+	int64_t lazy_due_ms;    /* STORE_NEVER: nothing lazy has been seen */
+	int64_t sync_after_ms;
+	/* trouble */
+	int error;              /* errno of the episode; 0: none */
+	int64_t retry_ms;       /* -1: store_commit will say */
+	int64_t retry_pause_ms;
+	bool orphan;            /* earlier files cannot be read: nothing is
+	                         * durable before the next snapshot is */
+	uint64_t held;          /* with orphan: what was durable before */
+	/* compaction */
 	bool compact_wanted;
 	pid_t child;            /* that writes a snapshot; 0: none */
-	bool child_done;        /* it has, the snapshot waits for the helper */
-	uint32_t snapshot_no;   /* of the child: the segment that follows it */
+	bool child_done;        /* it has; the snapshot waits for the helper */
+	uint32_t snapshot_no;   /* of the segment that follows the snapshot; 0:
+	                         * none is made, or that of a child let go */
 	uint64_t switch_pos;    /* records from here on go into that segment */
 	int64_t child_due_ms, compact_after_ms;
+	int install_error;      /* for the next store_commit; 0: none */
 	uint64_t snapshot_size; /* bytes of the last one */
-	uint64_t journal_size;  /* bytes allocated after it */
-	int dump_fd;            /* in the child: the snapshot; else -1 */
-	uint64_t dump_records;
+	uint64_t journal_size;  /* bytes of all segments after it */
+	uint64_t covered;       /* of these, what the next one replaces */
+	/* in the child */
+	int dump_fd;            /* the snapshot; else -1 */
+	uint64_t dump_off, dump_records;
 };
 
 /* Opens the journal in c->dir, or makes one, and hands every whole record to
@@ -168,7 +184,7 @@ void store_drop(struct store *st);
 uint64_t store_position(const struct store *st);
 uint64_t store_durable(const struct store *st);
 
-/* Once per turn, with no group open: writes what is pending, a bounded number
+/* Once per turn, with no group open (so is store_event): writes what is pending, a bounded number
  * of bytes, and has it synced; prepares and changes segments; starts and ends
  * compaction; tries again after trouble. Never waits. */
 void store_commit(struct store *st, int64_t now_ms);
