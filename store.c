@@ -1834,11 +1834,17 @@ switch_segment(struct store *st)
 
 /* ---- commit ---- */
 
+/* The prepared segment is kept for what comes after the snapshot. */
+static bool
+switch_ahead(const struct store *st)
+{
+	return compacting(st) && st->seg.no < st->snapshot_no;
+}
+
 static bool
 at_switch(const struct store *st)
 {
-	return compacting(st) && st->seg.no < st->snapshot_no &&
-	    st->sealed == st->switch_pos;
+	return switch_ahead(st) && st->sealed == st->switch_pos;
 }
 
 /* Bytes of the group that begins at position sealed. */
@@ -1867,7 +1873,8 @@ group_size(const struct store *st)
 }
 
 /* Takes groups into the batch as long as they belong into this segment. One
- * that is longer than a segment makes it longer. */
+ * that is longer than a segment makes it longer, and so does what must go
+ * before the snapshot. */
 static void
 seal(struct store *st)
 {
@@ -1877,7 +1884,7 @@ seal(struct store *st)
 	    !at_switch(st)) {
 		n = group_size(st);
 		in_segment = DATA_START + st->sealed - st->seg_pos;
-		st->full = st->sealed > st->seg_pos &&
+		st->full = st->sealed > st->seg_pos && !switch_ahead(st) &&
 		    in_segment + n + FRAME > st->c.segment_size;
 		if (st->full)
 			break;
@@ -1891,7 +1898,7 @@ commit_due(struct store *st, int64_t now_ms)
 {
 	if (st->forced || st->closing ||
 	    st->complete - st->durable > st->c.pending_max / 2 ||
-	    (compacting(st) && st->seg.no < st->snapshot_no))
+	    switch_ahead(st))
 		return true;
 	if (st->complete == st->durable)
 		return false;
@@ -2093,7 +2100,7 @@ store_due(const struct store *st)
 		return 0;
 	if (st->state != STORE_IDLE || st->full || at_switch(st))
 		return due;
-	if (st->forced || (compacting(st) && st->seg.no < st->snapshot_no) ||
+	if (st->forced || switch_ahead(st) ||
 	    st->complete - st->durable > st->c.pending_max / 2)
 		return 0;
 	if (st->urgent > st->durable)

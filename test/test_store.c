@@ -1,9 +1,9 @@
 /* Tests of store: what is appended comes back, in order, whole or not at all,
  * whatever happens to the files. */
 #include "check.h"
-#include "mem.h"
 #include "log.h"
-#include "store.h"
+#include "mem.h"
+#include "numbers.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -56,97 +56,21 @@ clock_ms(void)
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* ---- a state: numbers that count on; the last of them are alive ---- */
-
-#define ALIVE 20
-
-struct state {
-	uint32_t first, last;   /* alive, 0: none */
-	uint32_t n;             /* records delivered */
-	uint32_t fail_at;       /* the record that has no memory */
-	bool wrong;
-};
-
-static uint32_t
-length_of(uint32_t i)
-{
-	return 4 + i * 7919 % 190;
-}
-
-static void
-fill(uint8_t *p, uint32_t i)
-{
-	for (uint32_t k = 0; k < length_of(i); k++)
-		p[k] = (uint8_t)(k < 4 ? i >> 8 * k : i + k);
-}
-
-static void
-set_last(struct state *s, uint32_t i)
-{
-	if (s->last == 0)
-		s->first = i;
-	s->last = i;
-	if (s->last - s->first >= ALIVE)
-		s->first = s->last - ALIVE + 1;
-}
-
-static bool
-on_record(void *arg, uint8_t type, const uint8_t *body, uint32_t n)
-{
-	struct state *s = arg;
-	uint8_t want[256];
-	uint32_t i = n < 4 ? 0 : body[0] | (uint32_t)body[1] << 8 |
-	    (uint32_t)body[2] << 16 | (uint32_t)body[3] << 24;
-
-	s->n++;
-	if (s->n == s->fail_at)
-		return false;
-	fill(want, i);
-	if (i == 0 || type != 1 + i % 3 || n != length_of(i) ||
-	    memcmp(body, want, n) != 0 || (s->last && i != s->last + 1))
-		s->wrong = true;
-	set_last(s, i);
-	return true;
-}
-
-static bool
-append(struct store *st, uint32_t i, enum store_class class)
-{
-	uint8_t *p = store_begin(st, (uint8_t)(1 + i % 3), length_of(i));
-
-	if (!p)
-		return false;
-	fill(p, i);
-	store_end(st, class);
-	return true;
-}
-
-static bool
-dump(void *arg, struct store *st)
-{
-	struct state *s = arg;
-
-	for (uint32_t i = s->first; s->last && i <= s->last; i++)
-		if (!append(st, i, STORE_LAZY))
-			return false;
-	return true;
-}
-
 static struct store_config
-config(struct state *s)
+config(struct numbers *s)
 {
 	return (struct store_config){ .dir = dir, .name = "t",
-	    .segment_size = SEGMENT, .dump = dump, .dump_arg = s };
+	    .segment_size = SEGMENT, .dump = numbers_dump, .dump_arg = s };
 }
 
 static bool
-opened(struct store *st, struct state *s, struct store_report *rp)
+opened(struct store *st, struct numbers *s, struct store_report *rp)
 {
 	struct store_config c = config(s);
 	bool good;
 
-	*s = (struct state){ .fail_at = s->fail_at };
-	good = store_open(st, &c, on_record, s, rp);
+	*s = (struct numbers){ .fail_at = s->fail_at };
+	good = store_open(st, &c, numbers_read, s, rp);
 	CHECK(!s->wrong);
 	return good;
 }
@@ -175,11 +99,11 @@ until_durable(struct store *st)
 }
 
 static void
-add(struct store *st, struct state *s, uint32_t n)
+add(struct store *st, struct numbers *s, uint32_t n)
 {
 	for (; n > 0; n--) {
-		CHECK(append(st, s->last + 1, STORE_NOW));
-		set_last(s, s->last + 1);
+		CHECK(numbers_append(st, s->last + 1, STORE_NOW));
+		numbers_set(s, s->last + 1);
 	}
 }
 
@@ -253,7 +177,7 @@ TEST(crc_is_castagnoli)
 
 TEST(what_is_appended_comes_back)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 
@@ -275,7 +199,7 @@ TEST(what_is_appended_comes_back)
 
 TEST(many_segments_and_snapshots)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	char path[PATH_MAX];
@@ -290,14 +214,14 @@ TEST(many_segments_and_snapshots)
 	CHECK(file_with(".snapshot-0", path));
 	CHECK(store_close(&st));
 	CHECK(opened(&st, &s, &rp) && s.last == 2100 && !rp.damage);
-	CHECK(s.n == ALIVE);
+	CHECK(s.n == NUMBERS_ALIVE);
 	CHECK(store_close(&st));
 	CHECK(mem_used() == 0);
 }
 
 TEST(a_killed_broker_loses_only_what_was_not_written)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	int status;
@@ -319,19 +243,19 @@ TEST(a_killed_broker_loses_only_what_was_not_written)
 
 TEST(a_group_is_whole_or_not_there)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 
 	make_dir();
 	CHECK(opened(&st, &s, &rp));
-	CHECK(append(&st, 1, STORE_NOW));
+	CHECK(numbers_append(&st, 1, STORE_NOW));
 	until_durable(&st);
-	CHECK(append(&st, 2, STORE_MORE) && append(&st, 3, STORE_MORE));
+	CHECK(numbers_append(&st, 2, STORE_MORE) && numbers_append(&st, 3, STORE_MORE));
 	CHECK(store_begin(&st, 1, 5000));       /* in another block */
 	store_drop(&st);
-	CHECK(append(&st, 2, STORE_MORE) && append(&st, 3, STORE_NOW));
-	CHECK(append(&st, 4, STORE_MORE));
+	CHECK(numbers_append(&st, 2, STORE_MORE) && numbers_append(&st, 3, STORE_NOW));
+	CHECK(numbers_append(&st, 4, STORE_MORE));
 	store_drop(&st);
 	CHECK(store_close(&st));
 	CHECK(opened(&st, &s, &rp) && s.last == 3 && !rp.damage);
@@ -342,7 +266,7 @@ TEST(a_group_is_whole_or_not_there)
 TEST(one_record_longer_than_a_segment)
 {
 	struct store_report rp;
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_config c = config(&s);
 	struct store st;
 	uint32_t n = 0;
@@ -366,22 +290,22 @@ TEST(one_record_longer_than_a_segment)
 
 TEST(pending_bytes_have_a_limit)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_config c = config(&s);
 	struct store st;
 	uint32_t n = 0;
 
 	make_dir();
 	c.pending_max = 4000;
-	CHECK(store_open(&st, &c, on_record, &s, NULL));
-	while (append(&st, n + 1, STORE_NOW))
+	CHECK(store_open(&st, &c, numbers_read, &s, NULL));
+	while (numbers_append(&st, n + 1, STORE_NOW))
 		n++;
 	CHECK(store_position(&st) <= 4000 && store_position(&st) > 3700);
 	until_durable(&st);
-	CHECK(append(&st, ++n, STORE_NOW));
+	CHECK(numbers_append(&st, ++n, STORE_NOW));
 	until_durable(&st);
 	mem_set_limit(mem_used() + 1);
-	CHECK(!append(&st, n + 1, STORE_NOW));
+	CHECK(!numbers_append(&st, n + 1, STORE_NOW));
 	mem_set_limit(0);
 	CHECK(store_close(&st));
 	CHECK(opened(&st, &s, NULL) && s.n == n);
@@ -390,7 +314,7 @@ TEST(pending_bytes_have_a_limit)
 
 TEST(lazy_records_wait_and_syncs_keep_their_distance)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_config c = config(&s);
 	struct store st;
 	uint64_t pos;
@@ -398,9 +322,9 @@ TEST(lazy_records_wait_and_syncs_keep_their_distance)
 	make_dir();
 	c.lazy_ms = 1000;
 	c.sync_interval_ms = 300;
-	CHECK(store_open(&st, &c, on_record, &s, NULL));
+	CHECK(store_open(&st, &c, numbers_read, &s, NULL));
 	CHECK(store_due(&st) == STORE_NEVER);
-	CHECK(append(&st, 1, STORE_LAZY));
+	CHECK(numbers_append(&st, 1, STORE_LAZY));
 	store_commit(&st, 5000);
 	CHECK(store_due(&st) == 6000);
 	store_commit(&st, 5999);
@@ -409,7 +333,7 @@ TEST(lazy_records_wait_and_syncs_keep_their_distance)
 	CHECK(st.written == store_position(&st));
 	until_durable(&st);
 	pos = store_position(&st);
-	CHECK(append(&st, 2, STORE_NOW));
+	CHECK(numbers_append(&st, 2, STORE_NOW));
 	store_commit(&st, 6100);
 	CHECK(st.written == pos && store_due(&st) == 6300);
 	store_commit(&st, 6300);
@@ -419,7 +343,7 @@ TEST(lazy_records_wait_and_syncs_keep_their_distance)
 
 TEST(a_start_without_changes_takes_no_space)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	char path[PATH_MAX];
@@ -435,7 +359,7 @@ TEST(a_start_without_changes_takes_no_space)
 
 TEST(two_brokers)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store st, other;
 	int status;
 	pid_t pid;
@@ -454,7 +378,7 @@ TEST(two_brokers)
 
 TEST(no_memory_for_what_is_read)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store st;
 
 	make_dir();
@@ -474,7 +398,7 @@ TEST(what_is_not_ours_is_not_touched)
 	    "t.spare-00000001", "t.journal-new", "t.snapshot-new" };
 	const uint8_t text[] = "somebody else's notes, which are dear to them";
 	uint8_t back[100];
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store st;
 	char path[PATH_MAX];
 
@@ -504,7 +428,7 @@ TEST(what_is_not_ours_is_not_touched)
 static size_t
 recorded(uint8_t *buf, size_t size, char path[PATH_MAX], size_t where[41])
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store st;
 	size_t base = 32 + 9 + 12;
 	uint32_t open = 1;
@@ -513,7 +437,7 @@ recorded(uint8_t *buf, size_t size, char path[PATH_MAX], size_t where[41])
 	for (uint32_t i = 1; i <= 40; i++) {
 		bool more = i % 7 != 0 && i % 2 != 0;
 
-		CHECK(append(&st, i, more ? STORE_MORE : STORE_NOW));
+		CHECK(numbers_append(&st, i, more ? STORE_MORE : STORE_NOW));
 		for (; !more && open <= i; open++)
 			where[open] = base + store_position(&st);
 	}
@@ -543,11 +467,11 @@ TEST(cut_at_every_byte)
 	n = recorded(buf, sizeof buf, path, where);
 	CHECK(n == SEGMENT);
 	for (size_t at = 0; at <= n; at++) {
-		struct state s = { 0 };
+		struct numbers s = { 0 };
 		uint32_t want = records_before(where, at);
 
 		write_file(path, buf, at);
-		CHECK(store_walk(dir, NULL, on_record, &s, &rp));
+		CHECK(store_walk(dir, NULL, numbers_read, &s, &rp));
 		CHECK(!s.wrong && s.n == want && s.last == want);
 		CHECK(rp.records == want);
 		/* A whole end is not damage, anything else is. */
@@ -569,14 +493,14 @@ TEST(damage_at_every_byte)
 	n = recorded(buf, sizeof buf, path, where);
 	for (size_t at = 0; at < n; at++) {
 		for (int bit = 0; bit < 9; bit += 4) {
-			struct state s = { 0 };
+			struct numbers s = { 0 };
 			uint32_t want = records_before(where, at);
 			uint8_t was = buf[at];
 
 			buf[at] ^= (uint8_t)(bit == 8 ? 0xff : 1 << bit);
 			write_file(path, buf, n);
 			buf[at] = was;
-			CHECK(store_walk(dir, NULL, on_record, &s, &rp));
+			CHECK(store_walk(dir, NULL, numbers_read, &s, &rp));
 			CHECK(!s.wrong && s.n == want && s.last == want);
 			if (want > 0 && want < 40)
 				CHECK(rp.damage && rp.offset == where[want]);
@@ -599,7 +523,7 @@ TEST(life_goes_on_after_damage)
 	make_dir();
 	n = recorded(buf, sizeof buf, path, where);
 	for (size_t at = 0; at < where[40]; at += 97) {
-		struct state s = { 0 };
+		struct numbers s = { 0 };
 		struct store st;
 		uint32_t want = records_before(where, at);
 
@@ -626,7 +550,7 @@ TEST(life_goes_on_after_damage)
 TEST(a_damaged_snapshot_keeps_its_beginning)
 {
 	uint8_t buf[SEGMENT];
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	char path[PATH_MAX];
@@ -637,7 +561,7 @@ TEST(a_damaged_snapshot_keeps_its_beginning)
 	add(&st, &s, 50);
 	compact_now(&st);
 	CHECK(store_close(&st));
-	CHECK(opened(&st, &s, &rp) && s.n == ALIVE && s.last == 50);
+	CHECK(opened(&st, &s, &rp) && s.n == NUMBERS_ALIVE && s.last == 50);
 	CHECK(store_close(&st));
 	CHECK(file_with(".snapshot-", path));
 	n = read_file(path, buf, sizeof buf);
@@ -658,7 +582,7 @@ TEST(a_damaged_snapshot_keeps_its_beginning)
 
 TEST(the_first_file_missing)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	char path[PATH_MAX];
@@ -686,7 +610,7 @@ dump_fails(void *arg, struct store *st)
 
 TEST(a_snapshot_that_fails_is_tried_again_later)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store st;
 	int64_t now;
 
@@ -703,17 +627,17 @@ TEST(a_snapshot_that_fails_is_tried_again_later)
 	while (store_due(&st) < st.compact_after_ms)
 		turn(&st, clock_ms());
 	CHECK(store_due(&st) == st.compact_after_ms);
-	st.c.dump = dump;
+	st.c.dump = numbers_dump;
 	while (st.compact_wanted || st.snapshot_no)
 		turn(&st, st.compact_after_ms + clock_ms());
 	CHECK(store_close(&st));
-	CHECK(opened(&st, &s, NULL) && s.last == 30 && s.n == ALIVE);
+	CHECK(opened(&st, &s, NULL) && s.last == 30 && s.n == NUMBERS_ALIVE);
 	CHECK(store_close(&st));
 }
 
 TEST(the_helper_is_killed_now_and_then)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 
@@ -740,7 +664,7 @@ TEST(the_helper_is_killed_now_and_then)
 
 TEST(the_directory_is_taken_away)
 {
-	struct state s = { 0 };
+	struct numbers s = { 0 };
 	struct store_report rp;
 	struct store st;
 	int64_t now = 0;
@@ -767,6 +691,6 @@ TEST(the_directory_is_taken_away)
 	CHECK(store_close(&st));
 	held = s.last;
 	CHECK(opened(&st, &s, &rp) && s.last == held && !rp.damage);
-	CHECK(s.last - s.first == ALIVE - 1);
+	CHECK(s.last - s.first == NUMBERS_ALIVE - 1);
 	CHECK(store_close(&st));
 }
