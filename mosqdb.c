@@ -417,7 +417,7 @@ read_chunks(struct mosqdb *db)
 			return cut(db, "it ends within a chunk");
 		if (type == 0)
 			return cut(db, "a chunk has no type");
-		if (!grow(&db->buf, &db->cap, len))
+		if (!grow(&db->buf, &db->cap, len ? len : 1))
 			return MOSQDB_NO_MEMORY;
 		if (!read_bytes(db, db->buf, len))
 			return cut(db, "it cannot be read");

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,7 @@
 static struct shared {
 	atomic_flag lock;
 	atomic_int calls;       /* of the name that is to fail */
+	atomic_bool gated;
 } *shared;
 
 static char fail_name[32];
@@ -121,6 +123,12 @@ faults_mark(uint32_t number)
 	leave();
 }
 
+void
+faults_gate(void)
+{
+	atomic_store(&shared->gated, true);
+}
+
 WRAPPED(ssize_t, pwrite, int fd, const void *p, size_t n, off_t off)
 {
 	ssize_t w;
@@ -177,7 +185,7 @@ __wrap_fdatasync(int fd)
 {
 	int wait;
 
-	if (gate) {
+	if (gate && atomic_load(&shared->gated)) {
 		wait = __real_open(gate, O_RDONLY);
 		close(wait);
 	}

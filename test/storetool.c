@@ -39,6 +39,7 @@ struct run {
 	uint64_t waiting[4096]; /* positions after each number, from acked on */
 	int64_t now_ms;
 	uint32_t turns;
+	uint32_t idle;          /* turns since the last was acknowledged */
 };
 
 static void
@@ -68,11 +69,12 @@ acknowledge(struct run *r)
 	while (r->acked < r->s.last && r->waiting[(r->acked + 1) % 4096] <=
 	    store_durable(&r->st))
 		r->acked++;
+	r->idle++;
 	if (r->acked == was)
 		return;
+	r->idle = 0;
 	faults_mark(r->acked);
 	printf("acked %u\n", r->acked);
-	fflush(stdout);
 }
 
 static void
@@ -89,7 +91,6 @@ turn(struct run *r)
 	acknowledge(r);
 	if (++r->turns == 50 && r->acked == 0)
 		puts("50 turns");
-	fflush(stdout);
 }
 
 static int
@@ -101,6 +102,7 @@ run(const char *dir, uint32_t n, unsigned seed)
 	    .dump_arg = &r.s };
 
 	srand(seed);
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (!store_open(&r.st, &c, numbers_read, &r.s, NULL))
 		return 2;
 	r.acked = r.s.last;
@@ -108,7 +110,8 @@ run(const char *dir, uint32_t n, unsigned seed)
 	while (more(r.end))
 		r.end++;
 	printf("found %u %u\n", r.s.last, r.s.wrong);
-	while (r.acked < r.end && r.turns < 5000) {
+	faults_gate();
+	while (r.acked < r.end && r.idle < 300) {
 		add(&r, (unsigned)rand() % 4);
 		if (rand() % 40 == 0)
 			store_compact(&r.st);

@@ -273,27 +273,20 @@ def test_a_disk_that_stays_bad(place, call, error):
 
 def test_a_slow_sync_stops_nothing(place):
     path, gate = os.path.join(place, "journal"), os.path.join(place, "gate")
-    acked, done = run(path, 1)
-    assert done.returncode == 0
-    # The first segment, with all its syncs, is there before the gate is.
     os.mkfifo(gate)
     tool = subprocess.Popen([TOOL, "run", path, "50", "1"], stdout=subprocess.PIPE, text=True,
                             env={**os.environ, "FAULTS_GATE": gate})
     try:
-        lines = []
-        # Opens whenever a sync waits; not before the loop has made its turns without an answer.
-        lines.append(tool.stdout.readline())
-        assert lines[0].startswith("found")
-        lines.append(tool.stdout.readline())
-        assert lines[1] == "50 turns\n"
+        assert tool.stdout.readline() == "found 0 0\n"
+        assert tool.stdout.readline() == "50 turns\n"       # while the first sync waits
         while tool.poll() is None:
             try:
                 os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
             except OSError as e:
-                assert e.errno == errno.ENXIO       # nobody waits at this moment
+                assert e.errno == errno.ENXIO               # no sync waits at the moment
                 os.sched_yield()
         rest = tool.stdout.read()
-        assert "acked 5" in rest and "closed 1" in rest
+        assert rest.startswith("acked ") and "closed 1" in rest
     finally:
         tool.kill()
         tool.wait()
