@@ -965,11 +965,31 @@ add_anchor(struct anchors *as, const br_x509_certificate *c,
 	return true;
 }
 
+static int64_t
+end_of(const br_x509_certificate *c)
+{
+	struct cert info;
+
+	cert_parse((struct der){ c->data, c->data_len }, &info);
+	return info.not_after;
+}
+
+static int
+by_end(const void *a, const void *b)
+{
+	int64_t x = end_of(a), y = end_of(b);
+
+	return (y > x) - (y < x);
+}
+
 bool
 anchors_init(struct anchors *as, struct certs *cs, const char **why)
 {
 	*as = (struct anchors){ .certs = *cs };
 	*cs = (struct certs){ 0 };
+	if (as->certs.n)
+		qsort(as->certs.der, as->certs.n, sizeof *as->certs.der,
+		    by_end);
 	as->ta = must(calloc(as->certs.n + 1, sizeof *as->ta));
 	as->info = must(calloc(as->certs.n + 1, sizeof *as->info));
 	for (size_t i = 0; i < as->certs.n; i++) {
@@ -998,6 +1018,16 @@ anchors_free(struct anchors *as)
 	free(as->info);
 	certs_free(&as->certs);
 	*as = (struct anchors){ 0 };
+}
+
+size_t
+anchors_unexpired(const struct anchors *as, int64_t t)
+{
+	size_t n = as->n;
+
+	while (n > 0 && as->info[n - 1].not_after < t)
+		n--;
+	return n;
 }
 
 const struct cert *
