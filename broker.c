@@ -25,6 +25,8 @@
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
 
+#define DAY_MS (24 * 3600 * 1000)
+
 /* Work (see state.h) after which timers that are due wait for the next turn. */
 #define WORK_TIMERS 50000
 
@@ -51,6 +53,18 @@ read_certificates(struct broker *b, bool all)
 			continue;
 		tls_server_unref(b->certs[i]);
 		b->certs[i] = s;
+	}
+}
+
+/* Certificates that will expire: once a day is often enough. */
+static void
+remind(struct broker *b)
+{
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		if (!b->certs[i])
+			continue;
+		tls_server_remind(b->certs[i]);
+		timer_set(&b->timers, &b->daily, b->now_ms + DAY_MS);
 	}
 }
 
@@ -219,6 +233,9 @@ on_timer(struct broker *b, struct timer *t)
 	case TIMER_ACCEPT:
 		set_accepting(b, true);
 		break;
+	case TIMER_DAILY:
+		remind(b);
+		break;
 	case TIMER_WATCHDOG:
 		feed_watchdog(b);
 		break;
@@ -286,38 +303,50 @@ shake_hands(struct broker *b)
 		client_shake(b, c);
 }
 
-/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
- * good anything changes; the log is opened anew in any case. */
+/* Takes over a configuration that is good, if the files that it names are good
+ * too; *fresh is what is to be freed then. */
 static void
-reload(struct broker *b)
+take_over(struct broker *b, struct config *fresh)
 {
 	struct auth old = b->auth, rules;
-	struct config fresh;
+	struct config former;
 
-	b->reload = false;
-	service_notify_reloading();
-	log_info("Reloading config.");
-	if (config_read(&fresh, b->conf->argc, b->conf->argv) != CONFIG_RUN) {
-		log_error("Error: The configuration was not reloaded; the "
-		    "running one stays as it is.");
-		goto out;
-	}
-	config_swap_security(b->conf, &fresh);
-	if (!auth_load(&rules, b->conf)) {
-		config_swap_security(b->conf, &fresh);
+	config_keep(b->conf, fresh);
+	if (!auth_load(&rules, fresh)) {
+		config_keep(b->conf, fresh);    /* takes that back */
 		log_error("Error: The configuration was not reloaded; the "
 		    "running one and the password and ACL files that were "
 		    "loaded before stay in force.");
-		goto out;
+		return;
 	}
-	config_adopt(b->conf, &fresh);
+	former = *b->conf;
+	*b->conf = *fresh;
+	*fresh = former;
 	mem_set_limit(b->conf->memory_limit);
 	b->auth = rules;
 	client_rules_changed(b, &old);
 	auth_fini(&old);
 	read_certificates(b, true);
 	sys_reload(b);
-out:
+}
+
+/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
+ * good anything changes; the log is opened anew in any case. */
+static void
+reload(struct broker *b)
+{
+	struct config fresh;
+
+	b->reload = false;
+	service_notify_reloading();
+	log_info("Reloading config.");
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) == CONFIG_RUN) {
+		config_tell_kept(b->conf, &fresh);
+		take_over(b, &fresh);
+	} else {
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one stays as it is.");
+	}
 	log_open(&b->conf->log);
 	config_free(&fresh);
 	service_notify("READY=1");
@@ -421,10 +450,11 @@ init(struct broker *b)
 	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
+	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
-	return sys_init(b);
+	return true;
 }
 
 /* Their wills are published. No DISCONNECT 0x8B is sent, which the standard
@@ -475,6 +505,7 @@ stop(struct broker *b)
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
 	timer_fini(&b->timers, &b->watchdog);
+	timer_fini(&b->timers, &b->daily);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -533,6 +564,7 @@ serve(struct broker *b)
 		log_open(&b->conf->log);
 	service_notify("READY=1");
 	feed_watchdog(b);
+	remind(b);
 	while (!b->stop)
 		turn(b);
 	service_notify("STOPPING=1");
@@ -554,7 +586,8 @@ run(struct broker *b)
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
-	ok = open_listeners(b) && become_user(b);
+	/* Whatever only root may read is read before become_user. */
+	ok = open_listeners(b) && sys_init(b) && become_user(b);
 	if (ok)
 		serve(b);
 	stop(b);
@@ -567,6 +600,7 @@ start(struct config *c)
 {
 	struct broker b = { .conf = c };
 
+	log_init();
 	if (!service_init(&b.service, c))
 		return EXIT_START;
 	if (c->daemon && !service_background(&b.service)) {

@@ -68,9 +68,9 @@ check_written(const struct check *k, const char *option, const char *path)
 		service_say_owner(folder, owner, sizeof owner);
 		if (!allowed(k, folder, W_OK | X_OK))
 			log_warning("Warning: %s %s cannot be made by user %s "
-			    "in %s (%s). 'install -d -o %s %s.new' shows how "
-			    "a folder of its own is made.", option, path,
-			    k->user, folder, owner, k->user, folder);
+			    "in %s (%s). 'install -m 600 -o %s /dev/null %s' "
+			    "makes it.", option, path, k->user, folder, owner,
+			    k->user, path);
 	} else if (access(above, F_OK) < 0 || access(above, W_OK) < 0) {
 		log_warning("Warning: The folder of %s %s is not there. "
 		    "'install -d -o %s %s' makes it.", option, path, k->user,

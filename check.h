@@ -1,9 +1,9 @@
 /* check - looks at a configuration as the broker would, and tells all that is
  * wrong or doubtful at once, each with what mends it.
  *
- * Starts nothing and changes nothing: ports are bound and given back, no file is
- * made. One function per area; further areas are added to the list in
- * check_all. Called instead of the broker, so it may wait and may end late.
+ * Starts nothing and changes nothing: ports are bound and given back, no file
+ * is made. One function per area, and check_all has their list. Called instead
+ * of the broker, so it may wait.
  */
 #ifndef CHECK_H
 #define CHECK_H

@@ -72,7 +72,8 @@ mount_filter(const struct client *c, struct mqtt_str *filter, uint8_t **own)
 {
 	struct mqtt_str name, rest = *filter;
 
-	if (mqtt_is_shared(*filter) && !mqtt_split_shared(*filter, &name, &rest))
+	if (mqtt_is_shared(*filter) &&
+	    !mqtt_split_shared(*filter, &name, &rest))
 		return false;
 	return mount_behind(c, filter->len - rest.len, filter, own);
 }
@@ -277,13 +278,18 @@ refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
 	client_close(b, c, reason, why);
 }
 
+static const struct guard *
+guard_of(const struct broker *b, const struct client *c)
+{
+	return &b->auth.guards[c->listener->guard];
+}
+
 /* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
 static void
-make_id(struct broker *b, const struct config_security *conf,
-    char out[CONFIG_ID_MAX + 1])
+make_id(struct broker *b, const struct client *c, char out[CONFIG_ID_MAX + 1])
 {
-	const char *prefix = conf->auto_id_prefix ? conf->auto_id_prefix :
-	    "auto-";
+	const char *conf = guard_of(b, c)->conf->auto_id_prefix;
+	const char *prefix = conf ? conf : "auto-";
 	/* For early at boot, when there are no random bytes: unique will do. */
 	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
 	uint8_t r[sizeof unique];
@@ -316,7 +322,7 @@ check_id(const struct broker *b, const struct client *c,
 			*why = "empty client identifier";
 			return MQTT_BAD_CLIENT_ID;
 		}
-		if (!c->listener->conf->security.allow_zero_length_clientid) {
+		if (!guard_of(b, c)->conf->allow_zero_length_clientid) {
 			*why = "empty client identifier; "
 			    "allow_zero_length_clientid is false";
 			return MQTT_BAD_CLIENT_ID;
@@ -512,18 +518,17 @@ give_session(struct broker *b, struct client *c, struct session *s,
 {
 	static const uint8_t none[1];
 	struct mqtt_str user = k->user, old = session_user(s);
+	bool other;
 
 	if (!k->has_user)
 		user.p = NULL;
 	else if (!user.p)
 		user.p = none;
-	if (!user.p != !old.p || !mqtt_str_eq(user, old)) {
-		if (!session_set_user(s, user))
-			return false;
+	other = !user.p != !old.p || !mqtt_str_eq(user, old);
+	if (other && !session_set_user(s, user))
+		return false;
+	if (s->subs && (other || s->guard != c->listener->guard))
 		topic_forget_marks(&b->topics);
-	} else if (s->guard != c->listener->guard) {
-		topic_forget_marks(&b->topics);
-	}
 	s->guard = c->listener->guard;
 	auth_bind(&b->auth, s);
 	route_recheck(b, s);
@@ -635,7 +640,7 @@ accept_connect(struct broker *b, struct client *c,
 	int max = b->conf->max_keepalive;
 
 	if (id.len == 0) {
-		make_id(b, &c->listener->conf->security, assigned);
+		make_id(b, c, assigned);
 		id = (struct mqtt_str){ (uint8_t *)assigned,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
@@ -851,8 +856,7 @@ log_in(struct broker *b, struct client *c, struct mqtt_connect *k,
 
 	if (!take_identity(b, c, k))
 		return;
-	switch (auth_login(&b->auth.guards[c->listener->guard], k,
-	    c->certified, &check, &why)) {
+	switch (auth_login(guard_of(b, c), k, c->certified, &check, &why)) {
 	case AUTH_YES:
 		enter(b, c, k);
 		break;
@@ -874,8 +878,7 @@ judge_login(struct broker *b, struct client *c)
 	struct login *l = c->login;
 	const char *why;
 
-	switch (auth_login(&b->auth.guards[c->listener->guard], &l->k, false,
-	    &l->check, &why)) {
+	switch (auth_login(guard_of(b, c), &l->k, false, &l->check, &why)) {
 	case AUTH_YES:
 		leave_login(b, c);
 		break;
@@ -890,15 +893,14 @@ judge_login(struct broker *b, struct client *c)
 static void
 judge_client(struct broker *b, struct client *c, const struct auth *old)
 {
-	uint8_t guard = c->listener->guard;
+	const struct guard *was = &old->guards[c->listener->guard];
 	const char *why;
 
 	if (c->state == CLIENT_LOGIN && !c->login->why)
 		judge_login(b, c);
 	if (c->state != CLIENT_UP || c->certified)
 		return;
-	why = auth_outdated(&old->guards[guard], &b->auth.guards[guard],
-	    session_user(c->session));
+	why = auth_outdated(was, guard_of(b, c), session_user(c->session));
 	if (why)
 		client_close(b, c, MQTT_NOT_AUTHORIZED, why);
 }

@@ -259,7 +259,8 @@ set_per_listener(struct parser *p, char *value)
 static enum plugin_kind
 plugin_kind(const char *path)
 {
-	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	const char *slash = strrchr(path, '/');
+	const char *name = slash ? slash + 1 : path;
 
 	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
 	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
@@ -495,16 +496,19 @@ set_protocol(struct parser *p, char *value)
 static bool
 set_versions(struct parser *p, char *value)
 {
-	p->cur->versions = 0;
-	for (const char *v = value; *v; v++) {
+	unsigned versions = 0;
+	const char *v = value;
+
+	for (; *v; v++) {
 		if (*v >= '3' && *v <= '5' && (!v[1] || strchr(", \t", v[1])))
-			p->cur->versions |= 1u << (*v - '0');
+			versions |= 1u << (*v - '0');
 		else if (!strchr(", \t", *v))
-			return bad_value(p, value,
-			    "it must be a list of 3, 4 and 5");
+			break;
 	}
-	return p->cur->versions || bad_value(p, value,
-	    "it must be a list of 3, 4 and 5");
+	if (*v || !versions)
+		return bad_value(p, value, "it must be a list of 3, 4 and 5");
+	p->cur->versions = versions;
+	return true;
 }
 
 static bool
@@ -598,8 +602,10 @@ set_log_dest(struct parser *p, char *value)
 		*d = CHOSEN;
 	if (!strncmp(value, "file", 4) && (value[4] == ' ' || value[4] == '\t')) {
 		value += 4 + strspn(value + 4, " \t");
+		if (!set_string(p, &p->c->log_file, value))
+			return false;
 		*d |= LOG_D_FILE;
-		return set_string(p, &p->c->log_file, value);
+		return true;
 	}
 	if (!strcmp(first_word(value), "dlt") || !strcmp(value, "android")) {
 		log_warning("Warning: log_dest %s has no effect: midge does "
@@ -1496,39 +1502,35 @@ swap(void *a, void *b, size_t n)
 }
 
 void
-config_swap_security(struct config *running, struct config *fresh)
+config_tell_kept(const struct config *running, const struct config *fresh)
 {
-	if (!same_places(running, fresh))
-		return;
-	for (unsigned i = 0; i < running->n_listeners; i++)
-		swap(&running->listeners[i].security,
-		    &fresh->listeners[i].security,
-		    sizeof fresh->listeners[i].security);
+	compare_listeners(running, fresh);
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start && !same(&options[i], running, fresh))
+			log_warning("Warning: The new %s takes effect only "
+			    "when midge is started anew.", options[i].name);
 }
 
 void
-config_adopt(struct config *running, struct config *fresh)
+config_keep(struct config *running, struct config *fresh)
 {
-	compare_listeners(running, fresh);
 	swap(&running->listeners, &fresh->listeners,
 	    sizeof running->listeners);
 	swap(&running->n_listeners, &fresh->n_listeners,
 	    sizeof running->n_listeners);
 	swap(&running->local_only, &fresh->local_only,
 	    sizeof running->local_only);
-	for (size_t i = 0; i < N_OPTIONS; i++) {
-		const struct option *o = &options[i];
-
-		if (!o->at_start)
-			continue;
-		if (!same(o, running, fresh))
-			log_warning("Warning: The new %s takes effect only "
-			    "when midge is started anew.", o->name);
-		/* They are strings, and others may hold on to the old ones. */
-		swap((char *)running + o->offset, (char *)fresh + o->offset,
-		    sizeof(char *));
-	}
-	swap(running, fresh, sizeof *running);
+	/* Who is let in there is not kept. */
+	if (same_places(running, fresh))
+		for (unsigned i = 0; i < running->n_listeners; i++)
+			swap(&running->listeners[i].security,
+			    &fresh->listeners[i].security,
+			    sizeof fresh->listeners[i].security);
+	/* They are strings, and others may hold on to the old ones. */
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start)
+			swap((char *)running + options[i].offset,
+			    (char *)fresh + options[i].offset, sizeof(char *));
 }
 
 void

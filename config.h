@@ -127,14 +127,14 @@ enum config_action config_read(struct config *c, int argc, char **argv);
  * c holds what could be read even with CONFIG_BAD. */
 enum config_action config_read_all(struct config *c, int argc, char **argv);
 
-/* Takes a newly read configuration into the running one. Options that are for
- * the start only keep their values, with a line for each that has changed. What
- * is no longer needed stands in fresh then, to be freed. */
-void config_adopt(struct config *running, struct config *fresh);
+/* Options that are for the start only: a line in the log for each that differs
+ * in a newly read configuration. */
+void config_tell_kept(const struct config *running,
+    const struct config *fresh);
 
-/* Swaps what the listeners of both let in, if they have the same listeners. To
- * be called before config_adopt, and again to take it back. */
-void config_swap_security(struct config *running, struct config *fresh);
+/* Exchanges these options, so that fresh is what will run: listeners and
+ * strings keep their places in memory. Called again it takes that back. */
+void config_keep(struct config *running, struct config *fresh);
 
 void config_free(struct config *c);
 

@@ -162,7 +162,8 @@ bound_socket(const struct config_listener *l, const struct sockaddr *a,
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
 	if (a->sa_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-	if (bind_interface(fd, l) && bind(fd, a, len) == 0 && listen(fd, SOMAXCONN) == 0)
+	if (bind_interface(fd, l) && bind(fd, a, len) == 0 &&
+	    listen(fd, SOMAXCONN) == 0)
 		return fd;
 	err = errno;
 	close(fd);

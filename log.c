@@ -44,10 +44,14 @@ struct sink {
 	bool own;               /* opened here */
 	unsigned long lost;     /* lines, since it took the last one */
 	size_t from, to;        /* what is kept */
-	char kept[KEPT_MAX];
+	char *kept;             /* KEPT_MAX bytes */
 };
 
 enum { ERR, OUT, FIL, N_SINKS };
+
+/* Apart from lg, which has initial values: so it takes no room in the program,
+ * and no memory before it is used. */
+static char kept[N_SINKS][KEPT_MAX];
 
 struct alike {
 	char text[ALIKE_LEN];
@@ -73,8 +77,9 @@ static struct {
 	.c = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE | LOG_T_INFO,
 	       .dests = LOG_D_STDERR, .timestamps = true, .facility = -1 },
 	.syslog_fd = -1,
-	.sink = { [ERR] = { .fd = 2, .manner = ASKING }, [OUT] = { .fd = -1 },
-	       [FIL] = { .fd = -1 } },
+	.sink = { [ERR] = { .fd = 2, .manner = ASKING, .kept = kept[ERR] },
+	       [OUT] = { .fd = -1, .kept = kept[OUT] },
+	       [FIL] = { .fd = -1, .kept = kept[FIL] } },
 };
 
 static size_t
@@ -429,6 +434,8 @@ use_stream(struct sink *k, int fd, bool on)
 	char path[32];
 	struct stat st;
 
+	if (k->own && on && isatty(fd))
+		return;         /* perhaps it could not be opened again */
 	if (k->own)
 		close(k->fd);
 	k->own = false;
@@ -454,6 +461,12 @@ close_file(void)
 	if (lg.sink[FIL].fd >= 0)
 		close(lg.sink[FIL].fd);
 	lg.sink[FIL].fd = -1;
+}
+
+void
+log_init(void)
+{
+	use_stream(&lg.sink[ERR], 2, true);
 }
 
 void

@@ -47,6 +47,10 @@ struct log_config {
 /* Called for each line with LOG_D_TOPIC, debug lines excepted. */
 typedef void log_topic_fn(void *arg, enum log_type type, const char *text);
 
+/* Looks at where stderr leads to, with the rights that the process has at its
+ * start: later a terminal may not be its own any more. */
+void log_init(void);
+
 /* Until this is called, lines go to stderr. Keeps the strings of c.
  * A file that cannot be opened is reported on stderr, and left out. Called
  * again it opens the file anew, as after a rotation by others. */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define USER_DEFAULT "mosquitto"
+#define GROUPS_MAX 64           /* of the user; more are left out */
 
 /* ---- the user ---- */
 
@@ -40,17 +41,62 @@ env_id(const char *name, unsigned *id)
 	return 1;
 }
 
+/* The entry of /etc/passwd for a name, or for uid without a name; NULL: none.
+ * getpwnam() would load libraries that take more memory than the broker. */
+static const struct passwd *
+passwd_entry(const char *name, uid_t uid)
+{
+	FILE *f = fopen("/etc/passwd", "re");
+	const struct passwd *pw;
+
+	if (!f)
+		return NULL;
+	do
+		pw = fgetpwent(f);
+	while (pw && (name ? strcmp(pw->pw_name, name) != 0 :
+	    pw->pw_uid != uid));
+	fclose(f);
+	return pw;
+}
+
+static bool
+is_member(const struct group *g, const char *user)
+{
+	for (char **m = g->gr_mem; *m; m++)
+		if (!strcmp(*m, user))
+			return true;
+	return false;
+}
+
+/* The groups that /etc/group gives the user, and its own. */
+static bool
+join_groups(const char *user, gid_t own)
+{
+	FILE *f = fopen("/etc/group", "re");
+	gid_t all[GROUPS_MAX];
+	size_t n = 0;
+	const struct group *g;
+
+	all[n++] = own;
+	while (f && n < GROUPS_MAX && (g = fgetgrent(f)))
+		if (is_member(g, user) && g->gr_gid != own)
+			all[n++] = g->gr_gid;
+	if (f)
+		fclose(f);
+	return setgroups(n, all) == 0;
+}
+
 static bool
 find_user(struct service *s, const char *wanted)
 {
 	const char *name = wanted ? wanted : USER_DEFAULT;
-	const struct passwd *pw = getpwnam(name);
+	const struct passwd *pw = passwd_entry(name, 0);
 
 	if (!pw && !strcmp(name, USER_DEFAULT)) {
 		log_warning("Warning: There is no user %s; midge runs as "
 		    "nobody. 'useradd --system %s' makes one.", name, name);
 		name = "nobody";
-		pw = getpwnam(name);
+		pw = passwd_entry(name, 0);
 	}
 	if (!pw) {
 		log_error("Error: There is no user '%s' to run as. 'useradd "
@@ -60,7 +106,7 @@ find_user(struct service *s, const char *wanted)
 	}
 	s->uid = pw->pw_uid;
 	s->gid = pw->pw_gid;
-	if (s->uid != 0 && initgroups(name, s->gid) < 0) {
+	if (s->uid != 0 && !join_groups(name, s->gid)) {
 		log_error("Error: Unable to take the groups of user %s: %s.",
 		    name, strerror(errno));
 		return false;
@@ -98,8 +144,13 @@ service_init(struct service *s, const struct config *c)
 const char *
 service_user(const struct service *s, char *out, size_t size)
 {
-	uid_t uid = s->drop ? s->uid : geteuid();
-	const struct passwd *pw = getpwuid(uid);
+	return service_user_name(s->drop ? s->uid : geteuid(), out, size);
+}
+
+const char *
+service_user_name(uid_t uid, char *out, size_t size)
+{
+	const struct passwd *pw = passwd_entry(NULL, uid);
 
 	if (pw)
 		snprintf(out, size, "%s", pw->pw_name);
@@ -319,20 +370,32 @@ service_watchdog_ms(void)
 	return n / 2000 > 0 ? n / 2000 : 1;
 }
 
+static void
+group_name(gid_t gid, char *out, size_t size)
+{
+	FILE *f = fopen("/etc/group", "re");
+	const struct group *g;
+
+	snprintf(out, size, "%u", (unsigned)gid);
+	while (f && (g = fgetgrent(f)))
+		if (g->gr_gid == gid)
+			snprintf(out, size, "%s", g->gr_name);
+	if (f)
+		fclose(f);
+}
+
 void
 service_say_owner(const char *path, char *out, size_t size)
 {
-	const struct passwd *pw;
-	const struct group *gr;
+	char user[64], group[64];
 	struct stat st;
 
 	if (stat(path, &st) < 0) {
 		snprintf(out, size, "%s", strerror(errno));
 		return;
 	}
-	pw = getpwuid(st.st_uid);
-	gr = getgrgid(st.st_gid);
-	snprintf(out, size, "owner %s, group %s, mode %04o",
-	    pw ? pw->pw_name : "unknown", gr ? gr->gr_name : "unknown",
+	service_user_name(st.st_uid, user, sizeof user);
+	group_name(st.st_gid, group, sizeof group);
+	snprintf(out, size, "owner %s, group %s, mode %04o", user, group,
 	    (unsigned)st.st_mode & 07777);
 }

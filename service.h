@@ -22,12 +22,15 @@ struct service {
 	                         * with -d; 0: none */
 };
 
-/* Finds out whom to run as: user, or PUID and PGID of the environment. Nothing
- * changes for those who are not root. false: there is no such user; logged. */
+/* Finds out whom to run as: user, an entry of /etc/passwd, or PUID and PGID of
+ * the environment. Nothing changes for those who are not root. false: there is
+ * no such user; logged. */
 bool service_init(struct service *s, const struct config *c);
 
-/* The name of the user that the process will run as. */
+/* The name of the user that the process will run as, and of any user; its number
+ * if it has none. */
 const char *service_user(const struct service *s, char *out, size_t size);
+const char *service_user_name(uid_t uid, char *out, size_t size);
 
 /* Makes the folders of log and pid file that are missing, for that user. Where
  * it is not possible, whoever opens the file tells. */

@@ -62,26 +62,24 @@ static void
 free_user(struct session *s)
 {
 	if (s->user)
-		mem_free(s->user, s->user_len + 1u);
+		mem_free(s->user, sizeof *s->user + s->user->len);
 	s->user = NULL;
-	s->user_len = 0;
 }
 
 bool
 session_set_user(struct session *s, struct mqtt_str user)
 {
-	uint8_t *copy = NULL;
+	struct session_user *copy = NULL;
 
 	if (user.p) {
-		copy = mem_alloc(user.len + 1u);
+		copy = mem_alloc(sizeof *copy + user.len);
 		if (!copy)
 			return false;
-		memcpy(copy, user.p, user.len);
-		copy[user.len] = 0;
+		copy->len = (uint16_t)user.len;
+		memcpy(copy->name, user.p, user.len);
 	}
 	free_user(s);
 	s->user = copy;
-	s->user_len = user.p ? (uint16_t)user.len : 0;
 	return true;
 }
 

@@ -59,6 +59,11 @@ struct will {
 struct client;
 struct acl_user;
 
+struct session_user {
+	uint16_t len;
+	uint8_t name[];
+};
+
 /* A list of deliveries, and what of it waits and was never sent. QoS 0 and the
  * others are counted apart, so that the first costs no place for the second. */
 struct line {
@@ -85,7 +90,7 @@ struct session {
 	struct sub *subs;
 	struct scan *scans;             /* retained messages still to come */
 	uint16_t *received;             /* QoS 2 ids not released, sorted */
-	uint8_t *user;                  /* its name, a NUL behind; or NULL */
+	struct session_user *user;      /* NULL: no name */
 	const struct acl_user *rules;   /* NULL: it may do everything */
 	struct will *will;
 	struct timer timer;             /* the nearer of the two below */
@@ -96,7 +101,6 @@ struct session {
 	uint16_t window;                /* unacknowledged messages allowed */
 	uint16_t last_id;
 	uint16_t n_received, received_cap;
-	uint16_t user_len;
 	uint16_t id_len;
 	uint8_t guard;                  /* place of its listener's guard */
 	bool dropping;                  /* an episode of drops was logged */
@@ -119,11 +123,12 @@ session_id(const struct session *s)
 	return (struct mqtt_str){ s->id, s->id_len };
 }
 
-/* The name of the user that the session belongs to; p is NULL if it has none. */
+/* The name of the user that the session belongs to; p NULL: none. */
 static inline struct mqtt_str
 session_user(const struct session *s)
 {
-	return (struct mqtt_str){ s->user, s->user_len };
+	return s->user ? (struct mqtt_str){ s->user->name, s->user->len } :
+	    (struct mqtt_str){ NULL, 0 };
 }
 
 /* Copies the name; p NULL: none. false: no memory, nothing changed. */

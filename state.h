@@ -19,7 +19,7 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
-	TIMER_WATCHDOG,
+	TIMER_WATCHDOG, TIMER_DAILY,
 };
 
 struct listener {
@@ -127,6 +127,7 @@ struct broker {
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
 	struct timer watchdog;          /* the service manager waits for us */
+	struct timer daily;             /* set while there are certificates */
 	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
 	uint32_t *subids;               /* those of the message at hand */
 	uint32_t subids_cap;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
+#include <limits.h>
 #include <net/if.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -129,6 +130,7 @@ struct tls_server {
 	bool long_chain;
 	struct ticket *tickets[TICKETS_MAX];
 	unsigned next_ticket;
+	unsigned reminders;             /* of its expiry that were given */
 	struct stamp stamps[FILES];
 	int64_t looked_ms;
 };
@@ -510,6 +512,39 @@ load_certificate(struct tls_server *s)
 	return true;
 }
 
+int
+tls_server_days(const struct tls_server *s)
+{
+	bool wrong;
+	int64_t left = s->leaf.not_after - tls_clock(s->pool, &wrong);
+
+	return left < 0 ? -1 : left > INT_MAX ? INT_MAX : (int)(left / 86400);
+}
+
+void
+tls_server_remind(struct tls_server *s)
+{
+	static const int days[] = { 30, 7, 1, 0 };
+	int left = tls_server_days(s);
+	unsigned due = 0;
+	char day[CERT_DATE];
+
+	while (due < sizeof days / sizeof *days && left < days[due])
+		due++;
+	if (due <= s->reminders)
+		return;
+	s->reminders = due;
+	cert_date(s->leaf.not_after, day);
+	if (left < 0)
+		log_warning("Warning: The certificate %s has expired on %s: "
+		    "clients will refuse it. Make a new one and send SIGHUP.",
+		    s->conf->certfile, day);
+	else
+		log_warning("Warning: The certificate %s expires in %d days, "
+		    "on %s. Make a new one in time and send SIGHUP.",
+		    s->conf->certfile, left, day);
+}
+
 static void
 judge_certificate(struct tls_server *s)
 {
@@ -519,11 +554,8 @@ judge_certificate(struct tls_server *s)
 	int64_t now = tls_clock(s->pool, &wrong);
 	char day[CERT_DATE];
 
-	if (now > c->not_after)
-		log_warning("Warning: The certificate %s has expired on %s: "
-		    "clients will refuse it. Make a new one and send SIGHUP.",
-		    k->certfile, cert_date(c->not_after, day));
-	else if (now < c->not_before)
+	tls_server_remind(s);
+	if (now < c->not_before)
 		log_warning("Warning: The certificate %s is valid from %s on "
 		    "only: clients will refuse it until then, or the clock "
 		    "of this machine is wrong.", k->certfile,

@@ -333,6 +333,7 @@ def test_delay_after_refused_logins(guarded, dial, login, connect):
     held.expect(CONNACK, reason=5)
     held.expect_closed()
     assert login(broker, "alice", "x") == 5
+    wait_for(lambda: broker.log().count("Login refused") == 7, "log lines")
     log = [re.search("Login refused.*client '(\\w*)'|connected from .* as (\\w+)", text) for text in broker.lines]
     log = [found.group(1) or found.group(2) for found in log if found and (found.group(1) or found.group(2))]
     assert log == ["x"] * 5 + ["good", "held", "x"]

@@ -664,6 +664,46 @@ TEST(anonymous_clients)
 	end();
 }
 
+/* What is said for all goes for each listener; what is said for one, for it
+ * alone; and nothing is lost. */
+TEST(security_per_listener)
+{
+	const struct config_security *s;
+
+	begin();
+	CHECK(read_text("listener 1\nacl_file a\nlistener 2\n"
+	    "listener_allow_anonymous true\nauto_id_prefix x\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(!may_all(0) && may_all(1));
+	for (int i = 0; i < 2; i++) {
+		s = &c.listeners[i].security;
+		CHECK(is(s->acl_file, "a") && is(s->auto_id_prefix, "x"));
+		CHECK(!s->password_file && !s->any_user);
+		CHECK(!s->allow_zero_length_clientid);
+	}
+	CHECK(read_text("per_listener_settings true\nlistener 1\n"
+	    "allow_anonymous true\nacl_file a\nlistener 2\nacl_file b\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(may_all(0) && !may_all(1));
+	CHECK(is(c.listeners[0].security.acl_file, "a"));
+	CHECK(is(c.listeners[1].security.acl_file, "b"));
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(!c.listeners[1].security.allow_zero_length_clientid);
+	/* The listeners of this machine, and the default one. */
+	CHECK(read_text("per_listener_settings true\nallow_anonymous 0\n"
+	    "acl_file a\n") == CONFIG_RUN && c.local_only);
+	CHECK(!may_all(0) && is(c.listeners[1].security.acl_file, "a"));
+	CHECK(c.listeners[0].security.any_user);
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "port 5\nlistener 6\n") == CONFIG_RUN);
+	CHECK(!c.listeners[0].security.acl_file);
+	CHECK(is(c.listeners[1].security.acl_file, "a"));
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "listener 6\n") == CONFIG_BAD);
+	CHECK(refused("allow_anonymous 1\nper_listener_settings 1\n", 2));
+	end();
+}
+
 TEST(ports_of_both_kinds)
 {
 	const char *argv[] = { "midge", "-p", "1999", "-c", file, NULL };
@@ -764,46 +804,50 @@ TEST(all_faults)
 /* ---- a new configuration for a running broker ---- */
 
 static void
-adopt(const char *before, const char *after)
+take_over(const char *before, const char *after)
 {
-	struct config old;
+	struct config old, was;
 
 	CHECK(read_text(before) == CONFIG_RUN);
-	old = c;
+	was = old = c;
 	c = (struct config){ 0 };
 	CHECK(read_text(after) == CONFIG_RUN);
 	said[0] = 0;
-	config_swap_security(&old, &c);
-	config_adopt(&old, &c);
-	config_free(&c);
-	c = old;
+	config_tell_kept(&old, &c);
+	/* There, back, and there again. */
+	config_keep(&old, &c);
+	config_keep(&old, &c);
+	CHECK(memcmp(&old, &was, sizeof old) == 0);
+	config_keep(&old, &c);
+	CHECK(c.listeners == was.listeners && c.user == was.user);
+	config_free(&old);
 }
 
-TEST(adopting)
+TEST(new_configuration)
 {
 	begin();
-	adopt("sys_interval 1\nauto_id_prefix a\n", "sys_interval 2\n");
+	take_over("sys_interval 1\nauto_id_prefix a\n", "sys_interval 2\n");
 	CHECK(c.sys_interval == 2 && !c.security.auto_id_prefix && !said[0]);
 	CHECK(c.local_only && may_all(0) && c.n_listeners == 2);
-	adopt("user a\npid_file b\n", "user c\nsys_interval 2\n");
+	take_over("user a\npid_file b\n", "user c\nsys_interval 2\n");
 	CHECK(is(c.user, "a") && is(c.pid_file, "b") && c.sys_interval == 2);
 	CHECK(strstr(said, "new user") && strstr(said, "new pid_file"));
-	adopt("listener 1\nmax_qos 1\n", "listener 1\n");
+	take_over("listener 1\nmax_qos 1\n", "listener 1\n");
 	CHECK(c.listeners[0].max_qos == 1 && strstr(said, "port 1 "));
-	adopt("listener 1\nmount_point a\n", "listener 1\nmount_point b\n");
+	take_over("listener 1\nmount_point a\n", "listener 1\nmount_point b\n");
 	CHECK(is(c.listeners[0].mount_point, "a") && said[0]);
-	adopt("listener 1\naccept_protocol_versions 4\n", "listener 1\n");
+	take_over("listener 1\naccept_protocol_versions 4\n", "listener 1\n");
 	CHECK(c.listeners[0].versions == 16 && said[0]);
-	adopt("listener 1\n", "listener 1\nlistener 2\n");
+	take_over("listener 1\n", "listener 1\nlistener 2\n");
 	CHECK(c.n_listeners == 1 && strstr(said, "Error: Listeners"));
-	adopt("listener 1\n", "listener 2\n");
+	take_over("listener 1\n", "listener 2\n");
 	CHECK(c.listeners[0].port == 1 && strstr(said, "Error: Listeners"));
 	/* Who is let in without a user name follows where it listens. */
-	adopt("", "listener 1\n");
+	take_over("", "listener 1\n");
 	CHECK(c.local_only && may_all(0));
-	adopt("listener 1\n", "");
+	take_over("listener 1\n", "");
 	CHECK(!c.local_only && !may_all(0) && c.n_listeners == 1);
-	adopt("", "allow_anonymous false\n");
+	take_over("", "allow_anonymous false\n");
 	CHECK(!may_all(0) && !said[0]);
 	end();
 }

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import stat
+import subprocess
 import threading
 
 import pytest
@@ -25,16 +26,17 @@ def started(new_broker, *lines, **options):
     """A broker that does not log to stderr: it runs when it answers."""
     broker = new_broker(*lines, start=False, **options)
     broker.spawn()
-
-    def answers():
-        assert broker.process.poll() is None, broker.log()
-        try:
-            socket.create_connection(broker.address).close()
-            return True
-        except ConnectionRefusedError:
-            return False
-    wait_for(answers, "listener")
+    wait_for(lambda: listens(broker), "listener")
     return broker
+
+
+def listens(broker):
+    assert broker.process.poll() is None, broker.log()
+    try:
+        socket.create_connection(broker.address).close()
+        return True
+    except ConnectionRefusedError:
+        return False
 
 
 # Destinations
@@ -250,45 +252,55 @@ def full_pipe():
     return r, w
 
 
-def test_stderr_that_nobody_reads(new_broker, connect, monkeypatch):
+def full_terminal():
+    """A terminal that shows no more."""
+    master, slave = os.openpty()
+    os.set_blocking(slave, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(slave, b"x" * 4096)
+    os.read(master, 3000)       # some room is worse than none: a large write would wait
+    os.set_blocking(slave, True)
+    return master, slave
+
+
+@pytest.mark.parametrize("stuck", [full_pipe, full_terminal], ids=["pipe", "terminal"])
+def test_stderr_that_nobody_reads(new_broker, connect, monkeypatch, stuck):
     """The broker goes on; what is lost is counted, where it was lost."""
-    import subprocess
-    r, w = full_pipe()
+    r, w = stuck()
     popen = subprocess.Popen
     monkeypatch.setattr("wire.subprocess.Popen",
                         lambda *a, **k: popen(*a, **{**k, "stderr": w, "stdout": subprocess.DEVNULL}))
     broker = new_broker("log_type all", start=False)
-    # The harness reads pipes that are not there: give it empty ones.
+    # The harness reads pipes that are not there.
     monkeypatch.setattr(broker, "_read_log", lambda stream: None)
     monkeypatch.setattr(broker, "_read_output", lambda stream: None)
     broker.spawn()
     broker.process.stderr = broker.process.stdout = open(os.devnull)
-    os.close(w)
-
-    def answers():
-        try:
-            socket.create_connection(broker.address).close()
-            return True
-        except ConnectionRefusedError:
-            return False
-    wait_for(answers, "listener")
+    wait_for(lambda: listens(broker), "listener")
     client = connect(broker=broker)
     for _ in range(5000):
         client.publish("a/topic/with/some/length/to/fill/the/log", "x")
     client.ping()
     seen = bytearray()
-    reader = threading.Thread(target=lambda: [seen.extend(x) for x in iter(lambda: os.read(r, 65536), b"")])
+    reader = threading.Thread(target=read_log, args=(r, seen), daemon=True)
     reader.start()
     wait_for(lambda: b"PUBLISH" in seen, "lines that were kept", timeout=10)
     client.ping()
     broker.stop()
-    reader.join(5)
+    reader.join(10)
     os.close(r)
+    os.close(w)
     text = seen.lstrip(b"x").decode()
     shown = text.count("Received PUBLISH")
-    lost = re.search(r"Warning: (\d+) log lines were lost here, as nobody took them\.", text)
-    assert shown + int(lost.group(1)) >= 5000 > shown
+    lost = sum(int(n) for n in re.findall(r"Warning: (\d+) log lines were lost here, as nobody took them\.", text))
+    assert shown + lost >= 5000 > shown
     assert text.index("starting") < text.index("were lost here") < text.index("terminating")
+
+
+def read_log(fd, into):
+    while b"terminating" not in into[-200:]:
+        into += os.read(fd, 65536)
 
 
 # Shapes
