@@ -1134,20 +1134,18 @@ signed_by(const br_x509_trust_anchor *ta, struct der tbs, struct der alg,
 	    &ta->pkey.key.rsa, back) && !memcmp(hash, back, len);
 }
 
-/* A list with a critical extension (one of changes only, say) means something
- * else than it seems to: RFC 5280, 5.2. */
+/* Looks for critical extensions. false: damaged. */
 static bool
-no_critical(struct der list)
+look_for_critical(struct der list, bool *critical)
 {
-	struct der ext, oid, critical;
+	struct der ext, oid, flag;
 
 	while (list.len) {
 		if (!take(&list, SEQUENCE, &ext, NULL) ||
 		    !take(&ext, OID, &oid, NULL))
 			return false;
-		if (take_optional(&ext, BOOLEAN, &critical) &&
-		    !IS(critical, "\0"))
-			return false;
+		if (take_optional(&ext, BOOLEAN, &flag))
+			*critical |= !IS(flag, "\0");
 	}
 	return true;
 }
@@ -1172,7 +1170,7 @@ read_serials(struct crl *c, struct der list)
 		    !take_time(&entry, &since))
 			return false;
 		take_optional(&entry, SEQUENCE, &extensions);
-		if (!no_critical(extensions))
+		if (!look_for_critical(extensions, &c->critical))
 			return false;
 		c->n++;
 	}
@@ -1205,7 +1203,8 @@ parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
 	if (take_optional(&tbs, CRL_EXTENSIONS, &d) &&
 	    !take(&d, SEQUENCE, &extensions, NULL))
 		return false;
-	return no_critical(extensions) && read_serials(c, serials);
+	return look_for_critical(extensions, &c->critical) &&
+	    read_serials(c, serials);
 }
 
 struct crl_reader {
@@ -1232,11 +1231,15 @@ add_crl(void *arg, const char *name, uint8_t *der, size_t len,
 	    &sig)) {
 		free(c.serials);
 		free(cs->der[cs->n]);
-		*why = reason("list %zu is damaged, or has a critical "
-		    "extension as lists of changes have", cs->n + 1);
+		*why = reason("list %zu is damaged", cs->n + 1);
 		return false;
 	}
 	cs->list[cs->n++] = c;
+	if (c.critical) {
+		*why = reason("list %zu has a critical extension, as lists of "
+		    "changes have; only whole lists can be used", cs->n);
+		return false;
+	}
 	for (size_t i = 0; i < r->as->n; i++)
 		if (der_eq(r->as->info[i].subject, c.issuer) &&
 		    signed_by(&r->as->ta[i], tbs, alg, sig))

@@ -120,6 +120,8 @@ struct crl {
 	int64_t this_update, next_update;       /* 0: it names none */
 	uint8_t (*serials)[21];         /* sorted: length, bytes */
 	size_t n;
+	bool critical;                  /* it means something else than it
+	                                 * seems to: RFC 5280, 5.2 */
 };
 
 struct crls {
