@@ -147,6 +147,7 @@ struct verifier {
 	uint32_t len;
 	unsigned n;
 	bool anchored;                  /* its issuer was among the anchors */
+	bool outlived;                  /* and has expired */
 	bool unread;                    /* one was not even looked at */
 	unsigned err;                   /* BearSSL's, 0: trusted */
 	uint8_t alert;                  /* of our own verdict, 0: none */
@@ -1031,6 +1032,7 @@ check_anchor(struct verifier *v, const struct cert *c)
 	if (v->anchored || !a)
 		return;
 	v->anchored = true;
+	v->outlived = v->now > a->not_after;
 	cert_title(a->subject, title, sizeof title);
 	check_dates(v, a, title);
 }
@@ -1166,8 +1168,11 @@ verifier_init(struct verifier *v, struct tls_server *s)
 	v->vtable = &verifier_class;
 	v->server = s;
 	v->now = tls_clock(s->pool, &v->clock_wrong);
+	/* Of two authorities of one name one may have expired: which of them
+	 * has signed is for BearSSL to find out. */
 	br_x509_minimal_init(m, &br_sha256_vtable, s->anchors.ta,
-	    s->anchors.n);
+	    s->conf->disable_client_cert_date_checks ? s->anchors.n :
+	    anchors_unexpired(&s->anchors, v->now));
 	br_x509_minimal_set_rsa(m, br_rsa_pkcs1_vrfy_get_default());
 	br_x509_minimal_set_ecdsa(m, br_ec_get_default(),
 	    br_ecdsa_vrfy_asn1_get_default());
@@ -2007,7 +2012,7 @@ explain_sent(unsigned alert)
 static bool
 own_verdict(const struct verifier *v)
 {
-	return v->alert && (!v->err || v->unread);
+	return v->alert && (!v->err || v->unread || v->outlived);
 }
 
 static const char *
