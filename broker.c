@@ -360,9 +360,9 @@ reload(struct broker *b)
 	service_notify("READY=1");
 }
 
-/* Always in this order: wait, input, a handshake, passwords, timers, log lines,
- * output and closing, and new connections last, when those that left are gone.
- */
+/* Always in this order: wait, input, a handshake, passwords, timers, the disk,
+ * log lines, output and closing, and new connections last, when those that left
+ * are gone. */
 static void
 turn(struct broker *b)
 {

@@ -51,6 +51,9 @@
 /* A sign of the time that is later than this version by more is none: s */
 #define FAR (20LL * 365 * 86400)
 
+/* After so long in its lane a handshake counts as stalled, whatever comes. */
+#define LANE_MS 5000
+
 /* How often certificate files are looked at. */
 #define LOOK_MS 10000
 
@@ -170,7 +173,8 @@ struct lane {
 	br_ssl_server_context sc;
 	struct verifier v;
 	struct cache cache;
-	int64_t heard_ms;               /* the peer's last input */
+	int64_t since_ms;
+	int64_t heard_ms;               /* the peer's last input, if early */
 	bool resumed;
 	char identity[IDENTITY_MAX];
 	char title[TITLE_MAX];
@@ -408,6 +412,8 @@ tls_server_changed(struct tls_server *s, int64_t now_ms)
 	for (int i = 0; i < FILES; i++) {
 		struct stamp new = stamp(file_of(s->conf, i));
 
+		if (new.ino == 0)       /* we may not look, or it is gone */
+			continue;
 		changed |= !same_stamp(&new, &s->stamps[i]);
 		s->stamps[i] = new;
 	}
@@ -1253,7 +1259,7 @@ take_lane(struct shake *k, int64_t now_ms)
 		return false;
 	l->in_size = in;
 	l->out_size = out;
-	l->heard_ms = now_ms;
+	l->since_ms = l->heard_ms = now_ms;
 	l->cache.shake = k;
 	k->lane = l;
 	p->lanes[p->n_lanes++] = k;
@@ -1731,7 +1737,7 @@ keep_raw(struct tls *t, const uint8_t *p, size_t n)
 		bytes_free(&t->raw);
 		return true;
 	}
-	if (!b || n > b->cap) {
+	if (!b || n > b->cap || (b->cap > BYTES_MIN && n < b->cap / 4)) {
 		b = bytes_new(n);
 		if (!b)
 			return false;
@@ -2281,6 +2287,8 @@ tls_shake(struct tls *t, int64_t now_ms, const char **out)
 	if (!k->lane && !take_lane(k, now_ms))
 		return fail(t, BR_ALERT_INTERNAL_ERROR, "refused by us: no "
 		    "memory left for the handshake (memory_limit)", out);
-	k->lane->heard_ms = now_ms;
+	/* Who sends a little now and then does not hold a lane for long. */
+	if (now_ms - k->lane->since_ms < LANE_MS)
+		k->lane->heard_ms = now_ms;
 	return run(t, out);
 }
