@@ -1650,8 +1650,8 @@ compact_failed(struct store *st, int64_t now_ms, int err)
 static bool
 compact_due(const struct store *st)
 {
-	if (!st->c.dump || compacting(st) || st->child > 0 || st->closing ||
-	    st->state == STORE_FAILED || st->end != st->complete)
+	if (!st->c.dump || compacting(st) || st->child > 0 ||
+	    (st->closing && !st->orphan) || st->state == STORE_FAILED || st->end != st->complete)
 		return false;
 	return st->compact_wanted || st->journal_size > st->snapshot_size +
 	    3 * (uint64_t)st->c.segment_size;
@@ -2315,32 +2315,38 @@ store_open(struct store *st, const struct store_config *c,
 	return good;
 }
 
+/* The clock that the caller had is not known here: what was to wait for a time
+ * does not wait, and then each look takes 50 ms. */
 bool
 store_close(struct store *st)
 {
 	struct pollfd p = { .events = POLLIN };
 	bool tried = false, good;
+	int64_t now_ms = 0;
 
 	st->closing = true;
-	while (st->durable < st->complete) {
+	st->child_due_ms = st->compact_after_ms = 0;
+	while (store_durable(st) < st->complete) {
 		if (st->state == STORE_FAILED && !st->preparing) {
 			if (tried)
 				break;
 			tried = true;
 			st->retry_ms = 0;
 		}
-		store_commit(st, 0);
+		store_commit(st, now_ms += CHILD_LOOK_MS);
+		if (st->compact_after_ms > 0)
+			break;
 		p.fd = st->helper_fd;
-		if (st->state != STORE_WRITING && p.fd >= 0 &&
-		    (st->state == STORE_SYNCING || st->preparing))
-			poll(&p, 1, -1);
+		if (st->state != STORE_WRITING)
+			poll(&p, 1, store_due(st) <= now_ms ? 0 :
+			    CHILD_LOOK_MS);
 		store_event(st);
 	}
-	good = st->durable == st->complete && !st->orphan;
+	good = store_durable(st) == st->complete;
 	if (!good)
 		log_error("Error: Journal %s/%s: the last changes could not be "
-		    "written: %s.", st->c.dir, st->c.name,
-		    strerror(st->error));
+		    "written: %s.", st->c.dir, st->c.name, st->error ?
+		    strerror(st->error) : "there is no snapshot yet");
 	fini(st);
 	return good;
 }
