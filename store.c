@@ -99,7 +99,7 @@
 #define BATCH (1u << 20)        /* synced at once, or one long group */
 #define WRITE_MAX (1u << 18)    /* written per turn */
 #define FILL (1u << 18)         /* zeros between two syncs of the helper */
-#define SPARES_MAX 4
+#define SPARES_MAX 8
 #define DAMAGED_MAX 8
 #define WRITE_PARTS 18
 #define RETRY_MIN_MS 1000       /* doubles; the first time at once */
@@ -2268,7 +2268,7 @@ init(struct store *st, const struct store_config *c)
 	    .seg = { .fd = -1 }, .next = { .fd = -1 }, .dump_fd = -1,
 	    .lazy_due_ms = STORE_NEVER, .sync_after_ms = INT64_MIN };
 	if (c->segment_size == 0)
-		st->c.segment_size = 4u << 20;
+		st->c.segment_size = 1u << 20;
 	else if (c->segment_size < 4096)
 		st->c.segment_size = 4096;
 	if (c->pending_max == 0)

@@ -48,7 +48,7 @@ struct store_config {
 	const char *dir;        /* made if missing, mode 0700 */
 	const char *name;       /* files are called NAME.something */
 	uint32_t segment_size;  /* bytes preallocated per journal file;
-	                         * 0: 4 MiB; at least 4096 */
+	                         * 0: 1 MiB; at least 4096 */
 	size_t pending_max;     /* bytes that may wait for the disk; 0: 16 MiB;
 	                         * one record alone may be longer */
 	int64_t sync_interval_ms;       /* least time between two syncs */
