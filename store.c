@@ -2308,11 +2308,14 @@ store_open(struct store *st, const struct store_config *c,
 	else
 		good = recover(st, &rc);
 	free(rc.l.e);
-	if (good)
-		first_segment(st);
-	else
+	if (!good) {
 		fini(st);
-	return good;
+		return false;
+	}
+	first_segment(st);
+	/* The link says where the damaged file ends: it is told once. */
+	st->forced = rc.pl.report->damage;
+	return true;
 }
 
 /* The clock that the caller had is not known here: what was to wait for a time
@@ -2326,7 +2329,7 @@ store_close(struct store *st)
 
 	st->closing = true;
 	st->child_due_ms = st->compact_after_ms = 0;
-	while (store_durable(st) < st->complete) {
+	while (store_durable(st) < st->complete || st->forced) {
 		if (st->state == STORE_FAILED && !st->preparing) {
 			if (tried)
 				break;

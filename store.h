@@ -149,8 +149,9 @@ struct store {
  * cannot be read or locked, a file under one of our names is not ours, fn
  * returned false or there is no memory: one line has said so, with the next
  * step; nothing is held.
- * Forks the helper first: call it after becoming a daemon, and early, since
- * the helper keeps the memory that the process had then. */
+ * Forks the helper first: call it after becoming a daemon and changing the
+ * user, and early, since the helper keeps the memory that the process had
+ * then. SIGCHLD must not be ignored. */
 bool store_open(struct store *st, const struct store_config *c,
     store_record_fn *fn, void *arg, struct store_report *report);
 

@@ -188,6 +188,7 @@ TEST(what_is_appended_comes_back)
 	add(&st, &s, 10);
 	CHECK(store_durable(&st) == 0 && store_position(&st) > 0);
 	until_durable(&st);
+	CHECK(store_due(&st) == STORE_NEVER);
 	add(&st, &s, 5);
 	CHECK(store_close(&st));
 	CHECK(opened(&st, &s, &rp) && s.n == 15 && s.last == 15);
@@ -537,6 +538,11 @@ TEST(life_goes_on_after_damage)
 		CHECK(opened(&st, &s, &rp));
 		CHECK(s.last == want && rp.damage);
 		CHECK(file_with(".damaged-1", aside));
+		CHECK(store_close(&st));
+		CHECK(opened(&st, &s, &rp));
+		CHECK(s.last == want && !rp.damage);
+		CHECK(!file_with(".damaged-2", path));
+		snprintf(path, sizeof path, "%s/t.journal-00000001", dir);
 		CHECK(read_file(aside, rest, sizeof rest) > 0);
 		add(&st, &s, 100);
 		CHECK(store_close(&st));

@@ -34,6 +34,7 @@ def run(path, n, seed=1, **env):
     """storetool run: what it found, what it acknowledged last, its output and errors."""
     done = subprocess.run([TOOL, "run", path, str(n), str(seed)], capture_output=True, text=True,
                           timeout=50, env={**os.environ, **env})
+    assert "Sanitizer" not in done.stderr, done.stderr
     acked = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("acked")]
     return acked[-1] if acked else 0, done
 
