@@ -1651,7 +1651,8 @@ static bool
 compact_due(const struct store *st)
 {
 	if (!st->c.dump || compacting(st) || st->child > 0 ||
-	    (st->closing && !st->orphan) || st->state == STORE_FAILED || st->end != st->complete)
+	    (st->closing && !st->orphan) || st->state == STORE_FAILED ||
+	    st->end != st->complete)
 		return false;
 	return st->compact_wanted || st->journal_size > st->snapshot_size +
 	    3 * (uint64_t)st->c.segment_size;

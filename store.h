@@ -62,7 +62,7 @@ struct store_report {
 	uint64_t records;       /* delivered */
 	uint64_t bytes;         /* of them in the files */
 	uint32_t files;
-	const char *damage;     /* what is wrong in plain words; NULL: nothing */
+	const char *damage;     /* what is wrong, in words; NULL: nothing */
 	char file[256];         /* the file it is in, without the directory */
 	uint64_t offset;        /* of the first byte that could not be used */
 	uint64_t cut;           /* bytes from there on */
@@ -185,9 +185,9 @@ void store_drop(struct store *st);
 uint64_t store_position(const struct store *st);
 uint64_t store_durable(const struct store *st);
 
-/* Once per turn, with no group open (so is store_event): writes what is pending, a bounded number
- * of bytes, and has it synced; prepares and changes segments; starts and ends
- * compaction; tries again after trouble. Never waits. */
+/* Once per turn, with no group open (as store_event): writes what is pending,
+ * a bounded number of bytes, and has it synced; prepares and changes segments;
+ * starts and ends compaction; tries again after trouble. Never waits. */
 void store_commit(struct store *st, int64_t now_ms);
 
 /* When store_commit has something to do by itself, in the clock of now_ms:

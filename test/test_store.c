@@ -254,10 +254,12 @@ TEST(a_group_is_whole_or_not_there)
 	CHECK(opened(&st, &s, &rp));
 	CHECK(numbers_append(&st, 1, STORE_NOW));
 	until_durable(&st);
-	CHECK(numbers_append(&st, 2, STORE_MORE) && numbers_append(&st, 3, STORE_MORE));
+	CHECK(numbers_append(&st, 2, STORE_MORE));
+	CHECK(numbers_append(&st, 3, STORE_MORE));
 	CHECK(store_begin(&st, 1, 5000));       /* in another block */
 	store_drop(&st);
-	CHECK(numbers_append(&st, 2, STORE_MORE) && numbers_append(&st, 3, STORE_NOW));
+	CHECK(numbers_append(&st, 2, STORE_MORE));
+	CHECK(numbers_append(&st, 3, STORE_NOW));
 	CHECK(numbers_append(&st, 4, STORE_MORE));
 	store_drop(&st);
 	CHECK(store_close(&st));
@@ -702,5 +704,38 @@ TEST(the_directory_is_taken_away)
 	held = s.last;
 	CHECK(opened(&st, &s, &rp) && s.last == held && !rp.damage);
 	CHECK(s.last - s.first == NUMBERS_ALIVE - 1);
+	CHECK(store_close(&st));
+}
+
+TEST(nothing_spins_while_the_disk_is_slow)
+{
+	struct numbers s = { 0 };
+	struct store st;
+	int64_t now = clock_ms();
+
+	make_dir();
+	CHECK(opened(&st, &s, NULL));
+	CHECK(kill(st.helper, SIGSTOP) == 0);
+	add(&st, &s, 30);
+	for (int i = 0; i < 5; i++) {
+		store_commit(&st, now);
+		store_event(&st);
+	}
+	CHECK(store_durable(&st) == 0 && store_due(&st) == STORE_NEVER);
+	add(&st, &s, 200);      /* more than the segment holds */
+	store_compact(&st);
+	for (int i = 0; i < 5; i++) {
+		store_commit(&st, now);
+		store_event(&st);
+	}
+	CHECK(store_durable(&st) == 0 && store_due(&st) == STORE_NEVER);
+	CHECK(kill(st.helper, SIGCONT) == 0);
+	until_durable(&st);
+	compact_now(&st);
+	while (st.preparing)
+		turn(&st, now);
+	CHECK(store_due(&st) == STORE_NEVER);
+	CHECK(store_close(&st));
+	CHECK(opened(&st, &s, NULL) && s.last == 230);
 	CHECK(store_close(&st));
 }
