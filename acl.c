@@ -10,6 +10,7 @@
 struct rule {
 	struct rule *next;
 	unsigned access;
+	uint32_t fixed;         /* bytes that its topics begin with */
 	uint32_t len;
 	char filter[];
 };
@@ -112,13 +113,10 @@ ends_in_all(struct text *t)
 	return peek(t) == '#';
 }
 
-/* Whether wide matches every topic that narrow matches; narrow may be a topic.
- * Wildcards in the first level do not match $... [MQTT-4.7.2-1]. */
+/* The rest of covers, from the same place in both on. */
 static bool
-covers(struct text wide, struct text narrow)
+covers_on(struct text wide, struct text narrow)
 {
-	if (is_wild(peek(&wide)) && peek(&narrow) == '$')
-		return false;
 	for (;;) {
 		int w = peek(&wide), n = peek(&narrow);
 
@@ -136,6 +134,16 @@ covers(struct text wide, struct text narrow)
 		step(&wide);
 		step(&narrow);
 	}
+}
+
+/* Whether wide matches every topic that narrow matches; narrow may be a topic.
+ * Wildcards in the first level do not match $... [MQTT-4.7.2-1]. */
+static bool
+covers(struct text wide, struct text narrow)
+{
+	if (is_wild(peek(&wide)) && peek(&narrow) == '$')
+		return false;
+	return covers_on(wide, narrow);
 }
 
 /* Whether a topic can match both. */
@@ -176,14 +184,30 @@ applies(const struct rule *r, const struct acl_client *c)
 	return !c || c->user.p || !memmem(r->filter, r->len, "%u", 2);
 }
 
+/* Most rules are sorted out by how they begin. */
+static bool
+matches(const struct rule *r, const struct acl_client *c,
+    struct mqtt_str topic)
+{
+	struct text filter = text_of_rule(r, c), t = text_of(topic);
+
+	if (r->fixed == 0)
+		return covers(filter, t);
+	if (topic.len < r->fixed || memcmp(topic.p, r->filter, r->fixed))
+		return false;
+	filter.p += r->fixed;
+	t.p += r->fixed;
+	return covers_on(filter, t);
+}
+
 /* c is NULL where rules are not patterns. */
 static enum verdict
 judge(const struct rules *rs, const struct acl_client *c,
     struct mqtt_str topic, enum acl_access access)
 {
 	for (const struct rule *r = rs->first; r; r = r->next) {
-		if ((r->access && !(r->access & access)) || !applies(r, c) ||
-		    !covers(text_of_rule(r, c), text_of(topic)))
+		if ((r->access && !(r->access & access)) ||
+		    !matches(r, c, topic) || !applies(r, c))
 			continue;
 		return r->access ? GRANTED : DENIED;
 	}
@@ -303,10 +327,14 @@ add_rule(struct rules *rs, unsigned access, const char *filter, size_t len)
 {
 	struct rule *r = malloc(sizeof *r + len);
 	struct rule **at = access ? rs->end : &rs->first;
+	size_t fixed = strcspn(filter, "+#%");
 
 	if (!r)
 		return false;
 	r->access = access;
+	/* a/# matches a as well. */
+	r->fixed = (uint32_t)(fixed > 0 && filter[fixed] == '#' ? fixed - 1 :
+	    fixed);
 	r->len = (uint32_t)len;
 	memcpy(r->filter, filter, len);
 	r->next = *at;
@@ -429,13 +457,8 @@ read_line(struct acl *a, char *line, struct acl_user **cur)
 		return read_user(a, rest, cur);
 	if (!strcmp(word, "topic"))
 		return read_rule(&(*cur)->topics, rest);
-	if (!strcmp(word, "pattern")) {
-		if (!strstr(rest, "%c") && !strstr(rest, "%u"))
-			log_warning("Warning: ACL pattern '%s' does not "
-			    "contain '%%c' or '%%u'; it is for all clients.",
-			    rest);
+	if (!strcmp(word, "pattern"))
 		return read_rule(&a->patterns, rest);
-	}
 	return "a line begins with user, topic, pattern or #";
 }
 

@@ -209,10 +209,12 @@ load_guard(struct auth *a, unsigned i)
 	const struct config_security *k = g->conf;
 
 	for (unsigned j = 0; j < i; j++) {
-		if (same_path(k->password_file, a->guards[j].conf->password_file))
-			g->users = a->guards[j].users;
-		if (same_path(k->acl_file, a->guards[j].conf->acl_file))
-			g->acl = a->guards[j].acl;
+		const struct guard *o = &a->guards[j];
+
+		if (same_path(k->password_file, o->conf->password_file))
+			g->users = o->users;
+		if (same_path(k->acl_file, o->conf->acl_file))
+			g->acl = o->acl;
 	}
 	if (k->password_file && !g->users &&
 	    !(g->users = load_users(k->password_file)))

@@ -26,8 +26,9 @@ struct guard {
 	struct acl *acl;                /* NULL: no ACL file, all is allowed */
 };
 
-/* The guards of all listeners, by their place in the configuration. A file
- * that several of them name is loaded once. */
+/* The guards of all listeners, by their place in the configuration: sessions
+ * and sockets know them by it, so it may not change while the broker runs. A
+ * file that several of them name is loaded once. */
 struct auth {
 	struct guard *guards;
 	unsigned n;

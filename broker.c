@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "client.h"
 #include "hash.h"
 #include "listen.h"
@@ -23,6 +24,8 @@
 
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
+
+#define DAY_MS (24 * 3600 * 1000)
 
 /* Work (see state.h) after which timers that are due wait for the next turn. */
 #define WORK_TIMERS 50000
@@ -50,6 +53,18 @@ read_certificates(struct broker *b, bool all)
 			continue;
 		tls_server_unref(b->certs[i]);
 		b->certs[i] = s;
+	}
+}
+
+/* Certificates that will expire: once a day is often enough. */
+static void
+remind(struct broker *b)
+{
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		if (!b->certs[i])
+			continue;
+		tls_server_remind(b->certs[i]);
+		timer_set(&b->timers, &b->daily, b->now_ms + DAY_MS);
 	}
 }
 
@@ -81,18 +96,32 @@ set_accepting(struct broker *b, bool on)
 	    b->now_ms + ACCEPT_PAUSE_MS);
 }
 
+/* NULL: there is room for one more, or the limit that says no. */
+static const char *
+limit_reached(const struct broker *b, const struct listener *l)
+{
+	int max = l->conf->max_connections;
+
+	if (max >= 0 && *l->n_connections >= (uint32_t)max)
+		return "max_connections";
+	max = b->conf->global_max_connections;
+	return max >= 0 && b->watch.n_conns >= (uint32_t)max ?
+	    "global_max_connections" : NULL;
+}
+
 static void
 take_client(struct broker *b, struct listener *l, int fd,
     const struct sockaddr_storage *ss)
 {
 	struct conn_addr a = peer_addr(ss);
-	int max = l->conf->max_connections, on = 1;
+	const char *limit = limit_reached(b, l);
 	char name[CONN_NAME];
+	int on = 1;
 
 	b->stats.sockets++;
-	if (max >= 0 && *l->n_connections >= (uint32_t)max) {
-		log_notice("Client connection from %s denied: "
-		    "max_connections exceeded.", conn_name(&a, name));
+	if (limit) {
+		log_notice("Client connection from %s denied: %s exceeded.",
+		    conn_name(&a, name), limit);
 		close(fd);
 		return;
 	}
@@ -116,12 +145,17 @@ accept_clients(struct broker *b, struct listener *l)
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
 		    SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
+			b->out_of_fds = false;
 			take_client(b, l, fd, &ss);
 		} else if (errno == EMFILE || errno == ENFILE ||
 		    errno == ENOBUFS || errno == ENOMEM) {
-			log_error("Error: No more connections can be accepted "
-			    "(%s); trying again in a second. The limit is "
-			    "shown by 'ulimit -n'.", strerror(errno));
+			if (!b->out_of_fds)
+				log_error("Error: No more connections can be "
+				    "accepted (%s) until others leave. The "
+				    "limit is shown by 'ulimit -n'; for a "
+				    "service LimitNOFILE sets it.",
+				    strerror(errno));
+			b->out_of_fds = true;
 			set_accepting(b, false);
 			return;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -160,6 +194,21 @@ on_signal(void *arg, int signo)
 		b->stop = true;
 	else if (signo == SIGHUP)
 		b->reload = true;
+	else if (signo == SIGUSR2)
+		sys_report(b);
+	else if (signo == SIGRTMIN)
+		log_open(&b->conf->log);
+}
+
+static void
+feed_watchdog(struct broker *b)
+{
+	int64_t ms = service_watchdog_ms();
+
+	if (ms == 0)
+		return;
+	service_notify("WATCHDOG=1");
+	timer_set(&b->timers, &b->watchdog, b->now_ms + ms);
 }
 
 static void
@@ -184,6 +233,12 @@ on_timer(struct broker *b, struct timer *t)
 	case TIMER_ACCEPT:
 		set_accepting(b, true);
 		break;
+	case TIMER_DAILY:
+		remind(b);
+		break;
+	case TIMER_WATCHDOG:
+		feed_watchdog(b);
+		break;
 	}
 }
 
@@ -191,7 +246,7 @@ static int
 timeout(const struct broker *b)
 {
 	int64_t due = timer_next(&b->timers), now;
-	int wait;
+	int wait, log_ms = log_wait_ms(), ms;
 
 	if (b->todo || b->logins)
 		return 0;
@@ -200,9 +255,10 @@ timeout(const struct broker *b)
 	if (wait >= 0 && due > now + wait)
 		due = now + wait;
 	if (due == TIMER_NEVER)
-		return -1;
-	return due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
+		return log_ms;
+	ms = due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
 	    (int)(due - now);
+	return log_ms >= 0 && log_ms < ms ? log_ms : ms;
 }
 
 /* Takes the list of those who have something to be settled; what is put on it
@@ -247,24 +303,53 @@ shake_hands(struct broker *b)
 		client_shake(b, c);
 }
 
-/* SIGHUP: the log file, password and ACL files anew. */
+/* Takes over a configuration that is good, if the files that it names are good
+ * too; *fresh is what is to be freed then. */
+static void
+take_over(struct broker *b, struct config *fresh)
+{
+	struct auth old = b->auth, rules;
+	struct config former;
+
+	config_keep(b->conf, fresh);
+	if (!auth_load(&rules, fresh)) {
+		config_keep(b->conf, fresh);    /* takes that back */
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one and the password and ACL files that were "
+		    "loaded before stay in force.");
+		return;
+	}
+	former = *b->conf;
+	*b->conf = *fresh;
+	*fresh = former;
+	mem_set_limit(b->conf->memory_limit);
+	b->auth = rules;
+	client_rules_changed(b, &old);
+	auth_fini(&old);
+	read_certificates(b, true);
+	sys_reload(b);
+}
+
+/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
+ * good anything changes; the log is opened anew in any case. */
 static void
 reload(struct broker *b)
 {
-	struct auth old = b->auth, fresh;
+	struct config fresh;
 
 	b->reload = false;
-	log_open(&b->conf->log);
+	service_notify_reloading();
 	log_info("Reloading config.");
-	read_certificates(b, true);
-	if (!auth_load(&fresh, b->conf)) {
-		log_error("Error: The password and ACL files that were loaded "
-		    "before stay in force.");
-		return;
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) == CONFIG_RUN) {
+		config_tell_kept(b->conf, &fresh);
+		take_over(b, &fresh);
+	} else {
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one stays as it is.");
 	}
-	b->auth = fresh;
-	client_rules_changed(b, &old);
-	auth_fini(&old);
+	log_open(&b->conf->log);
+	config_free(&fresh);
+	service_notify("READY=1");
 }
 
 /* Always in this order: wait, input, a handshake, passwords, timers, log lines,
@@ -335,6 +420,7 @@ open_listeners(struct broker *b)
 		for (int j = 0; j < n; j++)
 			if (!add_listener(b, i, fds[j]))
 				return false;
+		listen_explain(&k->listeners[i]);
 	}
 	return true;
 }
@@ -363,10 +449,12 @@ init(struct broker *b)
 	    b->conf->tls_keylog ? tls_keylog_open(b->conf->tls_keylog) : -1);
 	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
+	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
+	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
-	return sys_init(b);
+	return true;
 }
 
 /* Their wills are published. No DISCONNECT 0x8B is sent, which the standard
@@ -416,6 +504,8 @@ stop(struct broker *b)
 	sys_fini(b);
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
+	timer_fini(&b->timers, &b->watchdog);
+	timer_fini(&b->timers, &b->daily);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -450,44 +540,93 @@ log_start(const struct config *c)
 	    c->max_queued_messages, c->max_inflight_messages);
 }
 
-static int
-run(const struct config *c)
+/* What only root may do is done: from here on it is not needed any more. */
+static bool
+become_user(struct broker *b)
 {
-	struct broker b = { .conf = c };
+	if (b->conf->pid_file)
+		service_write_pid_file(&b->service, b->conf->pid_file);
+	if (service_drop(&b->service))
+		return true;
+	log_error("Error: Unable to become the user that midge is to run as: "
+	    "%s.", strerror(errno));
+	return false;
+}
+
+static void
+serve(struct broker *b)
+{
+	log_to_topic(sys_log, b);
+	log_info("midge version " MIDGE_VERSION " running");
+	log_flush();
+	service_started(&b->service);
+	if (b->conf->daemon)            /* its terminal may go now */
+		log_open(&b->conf->log);
+	service_notify("READY=1");
+	feed_watchdog(b);
+	remind(b);
+	while (!b->stop)
+		turn(b);
+	service_notify("STOPPING=1");
+	log_info("midge version " MIDGE_VERSION " terminating");
+}
+
+static int
+run(struct broker *b)
+{
 	bool ok;
 
-	log_start(c);
+	log_start(b->conf);
 	raise_descriptor_limit();
 	hash_seed();
-	mem_set_limit(c->memory_limit);
-	if (!auth_load(&b.auth, c))
+	mem_set_limit(b->conf->memory_limit);
+	if (!auth_load(&b->auth, b->conf))
 		return EXIT_FILES;
-	if (!init(&b)) {
+	if (!init(b)) {
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
-	ok = open_listeners(&b);
-	if (ok) {
-		log_to_topic(sys_log, &b);
-		log_info("midge version " MIDGE_VERSION " running");
-		while (!b.stop)
-			turn(&b);
-		log_info("midge version " MIDGE_VERSION " terminating");
-	}
-	stop(&b);
+	/* Whatever only root may read is read before become_user. */
+	ok = open_listeners(b) && sys_init(b) && become_user(b);
+	if (ok)
+		serve(b);
+	stop(b);
+	service_remove_pid_file(&b->service);
 	return ok ? 0 : EXIT_START;
 }
 
 static int
-serve(int argc, char **argv)
+start(struct config *c)
+{
+	struct broker b = { .conf = c };
+
+	log_init();
+	if (!service_init(&b.service, c))
+		return EXIT_START;
+	if (c->daemon && !service_background(&b.service)) {
+		log_error("Error: Unable to go into the background: %s.",
+		    strerror(errno));
+		return EXIT_START;
+	}
+	service_make_folders(&b.service, c);
+	service_as_user(&b.service, true);
+	log_open(&c->log);
+	service_as_user(&b.service, false);
+	return run(&b);
+}
+
+static int
+broker_main(int argc, char **argv)
 {
 	struct config c;
 	int rc = 0;
 
 	switch (config_read(&c, argc, argv)) {
 	case CONFIG_RUN:
-		log_open(&c.log);
-		rc = run(&c);
+		rc = start(&c);
+		break;
+	case CONFIG_TEST:
+		rc = check_test(argc, argv);
 		break;
 	case CONFIG_HELP:
 		fputs(config_usage(), stdout);
@@ -509,6 +648,7 @@ static const struct program {
 	const char *name, *elsewhere;
 	int (*main)(int argc, char **argv);
 } programs[] = {
+	{ "check", NULL, check_main },
 	{ "passwd", "mosquitto_passwd", passwd_main },
 };
 
@@ -530,5 +670,5 @@ main(int argc, char **argv)
 		argv[1] = name;
 		return p->main(argc - 1, argv + 1);
 	}
-	return serve(argc, argv);
+	return broker_main(argc, argv);
 }

@@ -118,10 +118,14 @@ two_digits(const uint8_t *p)
 static int64_t
 days(int year, int month, int day)
 {
-	int64_t y = month > 2 ? year : year - 1, era = y / 400, yoe = y % 400;
+	/* Years that begin in March, and 400 of them more, so that none is
+	 * below zero. */
+	int64_t y = 400 + (month > 2 ? year : year - 1);
+	int64_t era = y / 400, yoe = y % 400;
 	int doy = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
 
-	return era * 146097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719468;
+	return (era - 1) * 146097 + yoe * 365 + yoe / 4 - yoe / 100 + doy -
+	    719468;
 }
 
 /* UTCTime or GeneralizedTime, as RFC 5280, 4.1.2.5 has them. */
@@ -300,6 +304,9 @@ next_char(uint8_t tag, struct der *in, uint32_t *c)
 				return false;
 			*c = *c << 6 | (in->p[i] & 0x3f);
 		}
+		/* Longer than need be: a second way to write a name. */
+		if ((n == 3 && *c < 0x800) || (n == 4 && *c < 0x10000))
+			return false;
 	}
 	if (*c > 0x10ffff || (*c >= 0xd800 && *c < 0xe000))
 		return false;
@@ -378,14 +385,20 @@ found:
 	return !t.full && t.len > 0;
 }
 
-static void
+/* false: it is cut off, or a number in it is padded or too large to be written:
+ * no two names shall give the same text. */
+static bool
 put_oid(struct text *t, struct der oid)
 {
 	char number[24];
 	uint64_t v = 0;
 	bool first = true;
 
+	if (oid.len == 0 || oid.p[oid.len - 1] & 0x80)
+		return false;
 	for (size_t i = 0; i < oid.len; i++) {
+		if (v >> 57 || (v == 0 && oid.p[i] == 0x80))
+			return false;
 		v = v << 7 | (oid.p[i] & 0x7f);
 		if (oid.p[i] & 0x80)
 			continue;
@@ -400,6 +413,7 @@ put_oid(struct text *t, struct der oid)
 		first = false;
 		v = 0;
 	}
+	return true;
 }
 
 /* The short name that OpenSSL prints, NULL for others. */
@@ -463,8 +477,8 @@ put_attribute(struct text *t, struct attribute a)
 
 	if (name)
 		put_text(t, name);
-	else
-		put_oid(t, a.oid);
+	else if (!put_oid(t, a.oid))
+		return false;
 	put(t, '=');
 	if (!name || !is_string(a.tag)) {
 		put(t, '#');
@@ -484,26 +498,26 @@ put_attribute(struct text *t, struct attribute a)
 /* The attributes of one RDN and then the RDNs, each from the last to the
  * first; names have few parts, so they are walked anew for each. */
 static bool
-put_reversed(struct text *t, struct der in, uint8_t tag, unsigned *total)
+put_reversed(struct text *t, struct der in, uint8_t tag)
 {
 	unsigned n = 0;
 	struct der d, w, all = in;
+	bool first = true;
 
 	while (all.len) {
 		if (!take(&all, tag, &d, NULL) || ++n > 64)
 			return false;
 	}
-	*total += n;
 	while (n-- > 0) {
 		struct attribute a;
-		unsigned inner = 0;
 
 		all = in;
 		for (unsigned i = 0; i <= n; i++)
 			take(&all, tag, &d, &w);
-		if (t->len)
+		if (!first)
 			put(t, tag == SET ? ',' : '+');
-		if (tag == SET ? !put_reversed(t, d, SEQUENCE, &inner) :
+		first = false;
+		if (tag == SET ? !put_reversed(t, d, SEQUENCE) :
 		    !take_attribute(&w, &a) || !put_attribute(t, a))
 			return false;
 	}
@@ -514,10 +528,9 @@ bool
 cert_name_text(struct der name, char *out, size_t size)
 {
 	struct text t = { out, 0, size, false };
-	unsigned n = 0;
 	struct der in;
 	bool ok = take(&name, SEQUENCE, &in, NULL) &&
-	    put_reversed(&t, in, SET, &n);
+	    put_reversed(&t, in, SET);
 
 	out[t.len] = 0;
 	return ok && !t.full;
@@ -526,8 +539,10 @@ cert_name_text(struct der name, char *out, size_t size)
 void
 cert_title(struct der name, char *out, size_t size)
 {
-	if (!cert_common_name(name, out, size) &&
-	    !cert_name_text(name, out, size) && !*out)
+	if (cert_common_name(name, out, size))
+		return;
+	cert_name_text(name, out, size);
+	if (!*out)
 		snprintf(out, size, "(nameless)");
 }
 
@@ -634,7 +649,7 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 	size_t len, full, at = 0;
 	struct object o;
 	char *text = read_file(path, &full, why), name[128] = "";
-	bool ok = text != NULL;
+	bool ok = text != NULL, open = false;
 
 	if (!text)
 		return false;
@@ -646,18 +661,25 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 		at += br_pem_decoder_push(&pem, text + at, len - at);
 		switch (br_pem_decoder_event(&pem)) {
 		case BR_PEM_BEGIN_OBJ:
+			open = true;
 			o.len = 0;
 			snprintf(name, sizeof name, "%s",
 			    br_pem_decoder_name(&pem));
 			br_pem_decoder_setdest(&pem, append, &o);
 			break;
 		case BR_PEM_END_OBJ:
+			open = false;
 			ok = fn(arg, name, o.der, o.len, why);
 			break;
 		case BR_PEM_ERROR:
 			*why = reason("the part \"%s\" is damaged", name);
 			ok = false;
 		}
+	}
+	if (ok && open) {
+		*why = reason("the part \"%s\" has no end; the file is cut "
+		    "off", name);
+		ok = false;
 	}
 	explicit_bzero(&pem, sizeof pem);
 	wipe_free(o.der, o.cap);
@@ -1082,10 +1104,29 @@ signed_by(const br_x509_trust_anchor *ta, struct der tbs, struct der alg,
 	    &ta->pkey.key.rsa, back) && !memcmp(hash, back, len);
 }
 
+/* A list with a critical extension (one of changes only, say) means something
+ * else than it seems to: RFC 5280, 5.2. */
+static bool
+no_critical(struct der list)
+{
+	struct der ext, oid, critical;
+
+	while (list.len) {
+		if (!take(&list, SEQUENCE, &ext, NULL) ||
+		    !take(&ext, OID, &oid, NULL))
+			return false;
+		if (take_optional(&ext, BOOLEAN, &critical) &&
+		    !IS(critical, "\0"))
+			return false;
+	}
+	return true;
+}
+
 static bool
 read_serials(struct crl *c, struct der list)
 {
-	struct der all = list, entry, serial;
+	struct der all = list, entry, serial, extensions;
+	int64_t since;
 	size_t n = 0;
 
 	while (all.len) {
@@ -1097,7 +1138,11 @@ read_serials(struct crl *c, struct der list)
 	while (list.len) {
 		take(&list, SEQUENCE, &entry, NULL);
 		if (!take(&entry, INTEGER, &serial, NULL) ||
-		    !fill_serial(c->serials[c->n], serial))
+		    !fill_serial(c->serials[c->n], serial) ||
+		    !take_time(&entry, &since))
+			return false;
+		take_optional(&entry, SEQUENCE, &extensions);
+		if (!no_critical(extensions))
 			return false;
 		c->n++;
 	}
@@ -1110,7 +1155,7 @@ static bool
 parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
     struct der *alg, struct der *sig)
 {
-	struct der list, tbs, d, serials;
+	struct der list, tbs, d, serials, extensions = { 0 };
 
 	*c = (struct crl){ 0 };
 	if (!take(&whole, SEQUENCE, &list, NULL) ||
@@ -1127,7 +1172,10 @@ parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
 	    !take_time(&tbs, &c->next_update))
 		return false;
 	take_optional(&tbs, SEQUENCE, &serials);
-	return read_serials(c, serials);
+	if (take_optional(&tbs, CRL_EXTENSIONS, &d) &&
+	    !take(&d, SEQUENCE, &extensions, NULL))
+		return false;
+	return no_critical(extensions) && read_serials(c, serials);
 }
 
 struct crl_reader {
@@ -1154,7 +1202,8 @@ add_crl(void *arg, const char *name, uint8_t *der, size_t len,
 	    &sig)) {
 		free(c.serials);
 		free(cs->der[cs->n]);
-		*why = reason("list %zu is damaged", cs->n + 1);
+		*why = reason("list %zu is damaged, or has a critical "
+		    "extension as lists of changes have", cs->n + 1);
 		return false;
 	}
 	cs->list[cs->n++] = c;
@@ -1201,17 +1250,28 @@ crls_free(struct crls *cs)
 const struct crl *
 crls_find(const struct crls *cs, struct der issuer)
 {
+	const struct crl *found = NULL;
+
 	for (size_t i = 0; i < cs->n; i++)
-		if (der_eq(cs->list[i].issuer, issuer))
-			return &cs->list[i];
-	return NULL;
+		if (der_eq(cs->list[i].issuer, issuer) && (!found ||
+		    cs->list[i].this_update > found->this_update))
+			found = &cs->list[i];
+	return found;
 }
 
 bool
-crl_revokes(const struct crl *c, struct der serial)
+crls_revoke(const struct crls *cs, struct der issuer, struct der serial)
 {
 	uint8_t key[21];
 
-	return !fill_serial(key, serial) || (c->n && bsearch(key, c->serials,
-	    c->n, sizeof *c->serials, by_serial));
+	if (!fill_serial(key, serial))
+		return true;
+	for (size_t i = 0; i < cs->n; i++) {
+		const struct crl *c = &cs->list[i];
+
+		if (der_eq(c->issuer, issuer) && c->n && bsearch(key,
+		    c->serials, c->n, sizeof *c->serials, by_serial))
+			return true;
+	}
+	return false;
 }

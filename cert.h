@@ -132,8 +132,11 @@ bool crls_read(struct crls *cs, const char *path, const struct anchors *as,
     const char **why);
 void crls_free(struct crls *cs);
 
-/* The issuer's list, NULL: none. */
+/* The issuer's newest list, NULL: none. */
 const struct crl *crls_find(const struct crls *cs, struct der issuer);
-bool crl_revokes(const struct crl *c, struct der serial);
+
+/* Whether any list of that issuer has the number: there may be two of them, the
+ * one before still in the file, or those of two keys. */
+bool crls_revoke(const struct crls *cs, struct der issuer, struct der serial);
 
 #endif

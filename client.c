@@ -28,10 +28,55 @@
 
 /* Seconds that a TLS handshake may take, if connect_timeout is not less. */
 #define HANDSHAKE_S 15
+/* Connections that take each other's identifier: so many in such a time are
+ * two devices. */
+#define TAKEOVERS_MAX 5
+#define TAKEOVERS_MS 60000
 
 /* Filters in one SUBSCRIBE that are looked at; what is beyond is refused, so
  * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
+
+/* ---- mount_point ---- */
+
+/* Puts the listener's mount point in front of a topic or filter, behind $share
+ * and its name if that is there. *own is the memory that s shows then, of
+ * s->len bytes and the caller's, or NULL. false: no memory, or too long. */
+static bool
+mount_behind(const struct client *c, uint32_t head, struct mqtt_str *s,
+    uint8_t **own)
+{
+	const char *point = c->listener->conf->mount_point;
+	uint32_t n = point ? (uint32_t)strlen(point) : 0;
+
+	*own = NULL;
+	if (n == 0)
+		return true;
+	if (s->len + n > UINT16_MAX || !(*own = mem_alloc(s->len + n)))
+		return false;
+	memcpy(*own, s->p, head);
+	memcpy(*own + head, point, n);
+	memcpy(*own + head + n, s->p + head, s->len - head);
+	*s = (struct mqtt_str){ *own, s->len + n };
+	return true;
+}
+
+static bool
+mount(const struct client *c, struct mqtt_str *topic, uint8_t **own)
+{
+	return mount_behind(c, 0, topic, own);
+}
+
+static bool
+mount_filter(const struct client *c, struct mqtt_str *filter, uint8_t **own)
+{
+	struct mqtt_str name, rest = *filter;
+
+	if (mqtt_is_shared(*filter) &&
+	    !mqtt_split_shared(*filter, &name, &rest))
+		return false;
+	return mount_behind(c, filter->len - rest.len, filter, own);
+}
 
 /* ---- the end of sessions and connections ---- */
 
@@ -233,13 +278,18 @@ refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
 	client_close(b, c, reason, why);
 }
 
+static const struct guard *
+guard_of(const struct broker *b, const struct client *c)
+{
+	return &b->auth.guards[c->listener->guard];
+}
+
 /* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
 static void
-make_id(struct broker *b, const struct config_security *conf,
-    char out[CONFIG_ID_MAX + 1])
+make_id(struct broker *b, const struct client *c, char out[CONFIG_ID_MAX + 1])
 {
-	const char *prefix = conf->auto_id_prefix ? conf->auto_id_prefix :
-	    "auto-";
+	const char *conf = guard_of(b, c)->conf->auto_id_prefix;
+	const char *prefix = conf ? conf : "auto-";
 	/* For early at boot, when there are no random bytes: unique will do. */
 	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
 	uint8_t r[sizeof unique];
@@ -272,7 +322,7 @@ check_id(const struct broker *b, const struct client *c,
 			*why = "empty client identifier";
 			return MQTT_BAD_CLIENT_ID;
 		}
-		if (!c->listener->conf->security.allow_zero_length_clientid) {
+		if (!guard_of(b, c)->conf->allow_zero_length_clientid) {
 			*why = "empty client identifier; "
 			    "allow_zero_length_clientid is false";
 			return MQTT_BAD_CLIENT_ID;
@@ -286,6 +336,20 @@ check_id(const struct broker *b, const struct client *c,
 		return MQTT_BAD_CLIENT_ID;
 	}
 	return MQTT_OK;
+}
+
+/* Sessions of clients that are away count too. */
+static enum mqtt_reason
+check_room(const struct broker *b, const struct mqtt_connect *k,
+    const char **why)
+{
+	int max = b->conf->global_max_clients;
+
+	if (max < 0 || b->sessions.by_id.n < (uint32_t)max ||
+	    (k->id.len > 0 && session_find(&b->sessions, k->id)))
+		return MQTT_OK;
+	*why = "global_max_clients exceeded";
+	return MQTT_QUOTA;
 }
 
 static enum mqtt_reason
@@ -335,19 +399,23 @@ check_connect(const struct broker *b, const struct client *c,
 }
 
 static struct will *
-new_will(const struct mqtt_connect *k)
+new_will(const struct client *c, const struct mqtt_connect *k)
 {
 	struct mqtt_publish p = { .topic = k->will_topic,
 	    .payload = k->will_payload, .props = k->will_props.forward,
 	    .qos = k->will_qos, .retain = k->will_retain };
 	struct will *w = mem_alloc(sizeof *w);
+	uint8_t *own;
 
 	if (!w)
 		return NULL;
-	*w = (struct will){ .msg = msg_new(&p, MSG_NEVER),
-	    .delay = k->will_props.will_delay,
+	*w = (struct will){ .delay = k->will_props.will_delay,
 	    .expiry = k->will_props.message_expiry,
 	    .has_expiry = mqtt_has(&k->will_props, MQTT_P_MESSAGE_EXPIRY) };
+	if (mount(c, &p.topic, &own)) {
+		w->msg = msg_new(&p, MSG_NEVER);
+		mem_free(own, p.topic.len);
+	}
 	if (!w->msg) {
 		mem_free(w, sizeof *w);
 		return NULL;
@@ -367,17 +435,70 @@ session_expiry(const struct broker *b, uint8_t version, bool clean,
 	return max >= 0 && e > max ? (uint32_t)max : e;
 }
 
+/* What this listener asks of a CONNECT. */
+static enum mqtt_reason
+check_listener(const struct client *c, const struct mqtt_connect *k,
+    const char **why)
+{
+	if (c->listener->conf->versions >> k->version & 1)
+		return MQTT_OK;
+	*why = "accept_protocol_versions does not have this version";
+	return MQTT_BAD_VERSION;
+}
+
+/* The entry for a session's identifier, or that of the one longest ago. */
+static struct takeovers *
+find_takeovers(struct broker *b, uint32_t hash)
+{
+	struct takeovers *t = &b->takeovers[0];
+
+	for (int i = 0; i < TAKEOVERS_WATCHED; i++) {
+		if (b->takeovers[i].hash == hash && b->takeovers[i].n)
+			return &b->takeovers[i];
+		if (b->takeovers[i].last_ms < t->last_ms)
+			t = &b->takeovers[i];
+	}
+	*t = (struct takeovers){ .hash = hash, .start_ms = b->now_ms };
+	return t;
+}
+
+/* c takes the session of s->client. */
+static void
+note_takeover(struct broker *b, const struct session *s,
+    const struct client *c)
+{
+	struct takeovers *t = find_takeovers(b, s->link.hash);
+	char old[CONN_NAME], new[CONN_NAME];
+
+	if (b->now_ms - t->last_ms > TAKEOVERS_MS)
+		t->told = false;
+	if (b->now_ms - t->start_ms > TAKEOVERS_MS) {
+		t->start_ms = b->now_ms;
+		t->n = 0;
+	}
+	t->last_ms = b->now_ms;
+	if (++t->n < TAKEOVERS_MAX || t->told)
+		return;
+	t->told = true;
+	log_warning("Warning: Two devices seem to use the client id %s: %s and "
+	    "%s have taken it from each other %u times within a minute. Give "
+	    "each device an id of its own.", s->id,
+	    conn_name(&s->client->conn.peer, old),
+	    conn_name(&c->conn.peer, new), t->n);
+}
+
 /* The session for an accepted CONNECT: [MQTT-3.1.4-2] whoever is connected
  * under this id has to go, then [MQTT-3.1.2-4], [MQTT-3.1.2-6]. */
 static struct session *
-take_session(struct broker *b, const struct mqtt_connect *k,
-    struct mqtt_str id, bool *present)
+take_session(struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, struct mqtt_str id, bool *present)
 {
 	struct session *s = session_find(&b->sessions, id);
 
 	if (s && s->client) {
 		log_error("Client %s already connected, closing old "
 		    "connection.", s->id);
+		note_takeover(b, s, c);
 		client_close(b, s->client, MQTT_TAKEN_OVER, NULL);
 		s = session_find(&b->sessions, id);
 	}
@@ -397,18 +518,17 @@ give_session(struct broker *b, struct client *c, struct session *s,
 {
 	static const uint8_t none[1];
 	struct mqtt_str user = k->user, old = session_user(s);
+	bool other;
 
 	if (!k->has_user)
 		user.p = NULL;
 	else if (!user.p)
 		user.p = none;
-	if (!user.p != !old.p || !mqtt_str_eq(user, old)) {
-		if (!session_set_user(s, user))
-			return false;
+	other = !user.p != !old.p || !mqtt_str_eq(user, old);
+	if (other && !session_set_user(s, user))
+		return false;
+	if (s->subs && (other || s->guard != c->listener->guard))
 		topic_forget_marks(&b->topics);
-	} else if (s->guard != c->listener->guard) {
-		topic_forget_marks(&b->topics);
-	}
 	s->guard = c->listener->guard;
 	auth_bind(&b->auth, s);
 	route_recheck(b, s);
@@ -457,6 +577,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 	    k->props.session_expiry);
 	s->window = window == 0 || window > k->props.receive_max ?
 	    k->props.receive_max : (uint16_t)window;
+	s->window_bytes = (uint32_t)b->conf->max_inflight_bytes;
 	s->dropping = false;
 	c->session = s;
 	c->state = CLIENT_UP;
@@ -515,17 +636,17 @@ accept_connect(struct broker *b, struct client *c,
 	struct connack ack = { 0 };
 	struct mqtt_str id = k->id;
 	struct session *s = NULL;
-	struct will *w = k->will ? new_will(k) : NULL;
+	struct will *w = k->will ? new_will(c, k) : NULL;
 	int max = b->conf->max_keepalive;
 
 	if (id.len == 0) {
-		make_id(b, &c->listener->conf->security, assigned);
+		make_id(b, c, assigned);
 		id = (struct mqtt_str){ (uint8_t *)assigned,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
 	}
 	if (w || !k->will)
-		s = take_session(b, k, id, &ack.session_present);
+		s = take_session(b, c, k, id, &ack.session_present);
 	if (s && !give_session(b, c, s, k)) {
 		if (!ack.session_present)
 			client_end_session(b, s);
@@ -571,6 +692,8 @@ enter(struct broker *b, struct client *c, struct mqtt_connect *k)
 		k->id = k->user;
 	}
 	r = check_id(b, c, k, &why);
+	if (r == MQTT_OK)
+		r = check_room(b, k, &why);
 	if (r == MQTT_OK)
 		r = check_keepalive(b, k, &why);
 	if (r != MQTT_OK)
@@ -733,8 +856,7 @@ log_in(struct broker *b, struct client *c, struct mqtt_connect *k,
 
 	if (!take_identity(b, c, k))
 		return;
-	switch (auth_login(&b->auth.guards[c->listener->guard], k,
-	    c->certified, &check, &why)) {
+	switch (auth_login(guard_of(b, c), k, c->certified, &check, &why)) {
 	case AUTH_YES:
 		enter(b, c, k);
 		break;
@@ -756,8 +878,7 @@ judge_login(struct broker *b, struct client *c)
 	struct login *l = c->login;
 	const char *why;
 
-	switch (auth_login(&b->auth.guards[c->listener->guard], &l->k, false,
-	    &l->check, &why)) {
+	switch (auth_login(guard_of(b, c), &l->k, false, &l->check, &why)) {
 	case AUTH_YES:
 		leave_login(b, c);
 		break;
@@ -772,15 +893,14 @@ judge_login(struct broker *b, struct client *c)
 static void
 judge_client(struct broker *b, struct client *c, const struct auth *old)
 {
-	uint8_t guard = c->listener->guard;
+	const struct guard *was = &old->guards[c->listener->guard];
 	const char *why;
 
 	if (c->state == CLIENT_LOGIN && !c->login->why)
 		judge_login(b, c);
 	if (c->state != CLIENT_UP || c->certified)
 		return;
-	why = auth_outdated(&old->guards[guard], &b->auth.guards[guard],
-	    session_user(c->session));
+	why = auth_outdated(was, guard_of(b, c), session_user(c->session));
 	if (why)
 		client_close(b, c, MQTT_NOT_AUTHORIZED, why);
 }
@@ -841,8 +961,10 @@ on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
 	}
 	if (r == MQTT_OK) {
 		c->packet_max = k.props.packet_max;
-		r = check_connect(b, c, &k, &why);
+		r = check_listener(c, &k, &why);
 	}
+	if (r == MQTT_OK)
+		r = check_connect(b, c, &k, &why);
 	if (r != MQTT_OK)
 		refuse(b, c, r, why);
 	else
@@ -923,7 +1045,7 @@ check_publish(const struct broker *b, struct client *c,
 
 /* Hands the message on. A reason from 0x80 on means that it went nowhere. */
 static enum mqtt_reason
-hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
+hand_on_mounted(struct broker *b, struct client *c, struct mqtt_publish *p)
 {
 	struct routed r = { .p = *p, .from = c->session,
 	    .expires_ms = msg_expiry(p, b->now_ms) };
@@ -949,6 +1071,20 @@ hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
 	if (reason == MQTT_OK && receivers == 0)
 		return MQTT_NO_MATCHING_SUBSCRIBERS;
 	return reason;
+}
+
+static enum mqtt_reason
+hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
+{
+	struct mqtt_publish m = *p;
+	enum mqtt_reason r;
+	uint8_t *own;
+
+	if (!mount(c, &m.topic, &own))
+		return MQTT_QUOTA;
+	r = hand_on_mounted(b, c, &m);
+	mem_free(own, m.topic.len);
+	return r;
 }
 
 /* QoS 2, method B of section 4.3.3: the message is handed on at once, and its
@@ -1211,6 +1347,20 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 	return MQTT_OK;
 }
 
+static uint8_t
+change_sub(struct broker *b, struct client *c, enum mqtt_type t,
+    struct mqtt_filter *f, uint32_t id)
+{
+	uint8_t *own, code;
+
+	if (!mount_filter(c, &f->filter, &own))
+		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
+	code = t == MQTT_UNSUBSCRIBE ? unsubscribe(b, c, f) :
+	    subscribe(b, c, f, id);
+	mem_free(own, f->filter.len);
+	return code;
+}
+
 /* Each filter in turn, like that many packets with one answer
  * [MQTT-3.8.4-4], [MQTT-3.10.4-6]. */
 static void
@@ -1222,10 +1372,8 @@ each_filter(struct broker *b, struct client *c, struct mqtt_in *in,
 	for (uint32_t i = 0; in->p < in->end; i++) {
 		mqtt_get_filter(in, t, c->version, &f);
 		b->work++;
-		if (t == MQTT_UNSUBSCRIBE)
-			codes[i] = unsubscribe(b, c, &f);
-		else if (i < FILTERS_MAX)
-			codes[i] = subscribe(b, c, &f, id);
+		if (t == MQTT_UNSUBSCRIBE || i < FILTERS_MAX)
+			codes[i] = change_sub(b, c, t, &f, id);
 		else
 			codes[i] = c->version == MQTT_5 ? MQTT_QUOTA :
 			    MQTT_UNSPECIFIED;

@@ -2,15 +2,19 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define PORT_DEFAULT 1883
+#define MOUNT_MAX 1000
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
 #define PLUGINS_MAX 16          /* lines plugin_load */
@@ -25,6 +29,8 @@ struct plugin {
 	enum plugin_kind kind;
 	bool used;
 };
+#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
+#define LOG_FILE_SIZE 10000000
 
 /* Where the parser stands. */
 struct parser {
@@ -33,6 +39,9 @@ struct parser {
 	unsigned line;
 	const char *name;       /* the option at hand */
 	bool included;          /* in a file of include_dir */
+	bool all;               /* goes on after a fault */
+	bool bad;               /* there was one */
+	bool in_bridge;         /* behind a connection line */
 	bool in_default;        /* before the first listener line */
 	bool default_used;      /* port, bind_address or a listener option */
 	struct config_listener def;
@@ -59,6 +68,7 @@ struct option {
 	enum kind kind;
 	bool listener;          /* the field is one of the current listener */
 	bool security;          /* the field is in a struct config_security */
+	bool at_start;          /* a reload does not change it */
 	size_t offset;
 	long long min, max;
 	bool (*set)(struct parser *p, char *value);
@@ -125,6 +135,31 @@ get_number(const struct parser *p, char *value, long long min, long long max,
 	return bad_value(p, value, want);
 }
 
+/* Well-formed UTF-8 without overlong forms and surrogates. */
+static bool
+is_utf8(const char *s)
+{
+	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	const unsigned char *p = (const unsigned char *)s;
+
+	while (*p) {
+		unsigned n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 :
+		    *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+		uint32_t ch = n > 1 ? *p & (0x7fu >> n) : *p;
+
+		for (unsigned i = 1; i < n; i++) {
+			if ((p[i] & 0xc0) != 0x80)
+				return false;
+			ch = ch << 6 | (p[i] & 0x3f);
+		}
+		if (n == 0 || ch < least[n] || ch > 0x10ffff ||
+		    (ch >= 0xd800 && ch < 0xe000))
+			return false;
+		p += n;
+	}
+	return true;
+}
+
 static char *
 copy(const char *s)
 {
@@ -148,6 +183,12 @@ set_string(const struct parser *p, char **field, const char *value)
 		    "(%s:%u).", p->name, p->file, p->line);
 		return true;
 	}
+	if (!is_utf8(value))
+		return bad_value(p, value, "it must be UTF-8");
+	if (strstr(value, " #"))
+		log_warning("Warning: the value of %s goes to the end of the "
+		    "line: '%s'. A comment needs a line of its own (%s:%u).",
+		    p->name, value, p->file, p->line);
 	*field = copy(value);
 	return true;
 }
@@ -218,7 +259,8 @@ set_per_listener(struct parser *p, char *value)
 static enum plugin_kind
 plugin_kind(const char *path)
 {
-	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	const char *slash = strrchr(path, '/');
+	const char *name = slash ? slash + 1 : path;
 
 	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
 	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
@@ -349,7 +391,7 @@ new_listener(void)
 {
 	return (struct config_listener){ .domain = AF_UNSPEC,
 	    .max_connections = -1, .max_qos = 2, .max_topic_alias = 10,
-	    .max_topic_alias_broker = 10 };
+	    .max_topic_alias_broker = 10, .versions = VERSIONS };
 }
 
 static struct config_listener *
@@ -398,6 +440,15 @@ set_listener(struct parser *p, char *value)
 	return true;
 }
 
+static void
+old_way(struct parser *p)
+{
+	if (!p->default_used)
+		log_notice("The '%s' option is now deprecated, 'listener' "
+		    "takes its place (%s:%u).", p->name, p->file, p->line);
+	p->default_used = true;
+}
+
 static bool
 set_port(struct parser *p, char *value)
 {
@@ -410,14 +461,14 @@ set_port(struct parser *p, char *value)
 		return fault(p);
 	}
 	p->def.port = (int)n;
-	p->default_used = true;
+	old_way(p);
 	return true;
 }
 
 static bool
 set_bind_address(struct parser *p, char *value)
 {
-	p->default_used = true;
+	old_way(p);
 	return set_string(p, &p->def.host, value);
 }
 
@@ -439,6 +490,53 @@ set_protocol(struct parser *p, char *value)
 	if (!strcmp(first_word(value), "mqtt"))
 		return true;
 	return bad_value(p, value, "midge speaks mqtt only");
+}
+
+/* A list of 3, 4 and 5, which stand for MQTT 3.1, 3.1.1 and 5.0. */
+static bool
+set_versions(struct parser *p, char *value)
+{
+	unsigned versions = 0;
+	const char *v = value;
+
+	for (; *v; v++) {
+		if (*v >= '3' && *v <= '5' && (!v[1] || strchr(", \t", v[1])))
+			versions |= 1u << (*v - '0');
+		else if (!strchr(", \t", *v))
+			break;
+	}
+	if (*v || !versions)
+		return bad_value(p, value, "it must be a list of 3, 4 and 5");
+	p->cur->versions = versions;
+	return true;
+}
+
+static bool
+set_interface(struct parser *p, char *value)
+{
+	if (strlen(first_word(value)) >= IFNAMSIZ)
+		return bad_value(p, value, "it is no name of an interface");
+	return set_string(p, &p->cur->interface, value);
+}
+
+static bool
+set_mount_point(struct parser *p, char *value)
+{
+	if (strpbrk(value, "+#"))
+		return bad_value(p, value,
+		    "a topic cannot contain the wildcards + and #");
+	if (strlen(value) > MOUNT_MAX)
+		return bad_value(p, value, "it is too long");
+	return set_string(p, &p->cur->mount_point, value);
+}
+
+/* Retained messages go at the moment when they expire: no sweep is needed. */
+static bool
+set_retain_expiry(struct parser *p, char *value)
+{
+	long long minutes;
+
+	return get_number(p, value, 0, 65535, &minutes);
 }
 
 static bool
@@ -504,11 +602,18 @@ set_log_dest(struct parser *p, char *value)
 		*d = CHOSEN;
 	if (!strncmp(value, "file", 4) && (value[4] == ' ' || value[4] == '\t')) {
 		value += 4 + strspn(value + 4, " \t");
+		if (!set_string(p, &p->c->log_file, value))
+			return false;
 		*d |= LOG_D_FILE;
-		return set_string(p, &p->c->log_file, value);
+		return true;
+	}
+	if (!strcmp(first_word(value), "dlt") || !strcmp(value, "android")) {
+		log_warning("Warning: log_dest %s has no effect: midge does "
+		    "not know that log, at %s:%u.", value, p->file, p->line);
+		return true;
 	}
 	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-		if (strcmp(first_word(value), known[i].name))
+		if (strcmp(value, known[i].name))
 			continue;
 		*d = known[i].bit ? *d | known[i].bit : CHOSEN;
 		return true;
@@ -563,6 +668,8 @@ set_include_dir(struct parser *p, char *value)
 #define LATER "midge does not have this yet"
 
 static const struct option options[] = {
+	{ "accept_protocol_versions", SPECIAL, .set = set_versions,
+	    L(versions) },
 	{ "acl_check_subscribe", BOOL, G(acl_check_subscribe) },
 	{ "acl_file", STRING, S(acl_file), .max = 65535 },
 	{ "allow_anonymous", SPECIAL, .set = set_allow_anonymous },
@@ -572,6 +679,7 @@ static const struct option options[] = {
 	{ "auth_plugin", SPECIAL, .set = set_plugin },
 	{ "auto_id_prefix", STRING, S(auto_id_prefix), .max = 50 },
 	{ "bind_address", SPECIAL, .set = set_bind_address },
+	{ "bind_interface", SPECIAL, .set = set_interface, L(interface) },
 	{ "cafile", STRING, L(cafile), .max = PATH_MAX },
 	{ "capath", STRING, L(capath), .max = PATH_MAX },
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
@@ -582,14 +690,21 @@ static const struct option options[] = {
 	{ "crlfile", STRING, L(crlfile), .max = PATH_MAX },
 	{ "disable_client_cert_date_checks", BOOL,
 	    L(disable_client_cert_date_checks) },
+	{ "global_max_clients", INT, G(global_max_clients), .min = -1,
+	    .max = INT_MAX },
+	{ "global_max_connections", INT, G(global_max_connections), .min = -1,
+	    .max = INT_MAX },
 	{ "global_plugin", SPECIAL, .set = set_plugin },
 	{ "include_dir", SPECIAL, .set = set_include_dir },
 	{ "keyfile", STRING, L(keyfile), .max = PATH_MAX },
 	{ "listener", SPECIAL, .set = set_listener },
 	{ "listener_allow_anonymous", SPECIAL, .set = set_listener_anonymous,
 	    .listener = true },
+	{ "listener_auto_id_prefix", STRING, L(security.auto_id_prefix),
+	    .max = 50 },
 	{ "log_dest", SPECIAL, .set = set_log_dest },
 	{ "log_facility", INT, G(log.facility), .min = 0, .max = 7 },
+	{ "log_file_size", SIZE, G(log_file_size), .max = LONG_MAX },
 	{ "log_timestamp", BOOL, G(log.timestamps) },
 	{ "log_timestamp_format", STRING, G(log_timestamp_format), .max = 100 },
 	{ "log_type", SPECIAL, .set = set_log_type },
@@ -597,6 +712,7 @@ static const struct option options[] = {
 	{ "max_connections", INT, L(max_connections), .min = -1,
 	    .max = INT_MAX },
 	{ "max_handshakes", INT, G(max_handshakes), .min = 1, .max = 1000 },
+	{ "max_inflight_bytes", INT, G(max_inflight_bytes), .max = INT_MAX },
 	{ "max_inflight_messages", INT, G(max_inflight_messages),
 	    .max = 65535 },
 	{ "max_keepalive", INT, G(max_keepalive), .max = 65535 },
@@ -612,9 +728,12 @@ static const struct option options[] = {
 	{ "memory_limit", SIZE, G(memory_limit), .max = LONG_MAX },
 	{ "message_size_limit", INT, G(message_size_limit),
 	    .max = 268435455 },
+	{ "mount_point", SPECIAL, .set = set_mount_point, L(mount_point) },
 	{ "password_file", STRING, S(password_file), .max = 65535 },
 	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
 	{ "persistent_client_expiration", SPECIAL, .set = set_expiration },
+	{ "pid_file", STRING, G(pid_file), .max = PATH_MAX - 1,
+	    .at_start = true },
 	{ "plugin", SPECIAL, .set = set_plugin },
 	{ "plugin_load", SPECIAL, .set = load_plugin },
 	{ "plugin_opt_acl_file", SPECIAL, .set = set_plugin_file },
@@ -625,59 +744,82 @@ static const struct option options[] = {
 	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
 	{ "require_certificate", BOOL, L(require_certificate) },
 	{ "retain_available", BOOL, G(retain_available) },
+	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
 	{ "sys_interval", INT, G(sys_interval), .max = 65535 },
-	{ "tls_keyform", SPECIAL, .set = set_tls_keyform },
+	{ "tls_keyform", SPECIAL, .set = set_tls_keyform, .listener = true },
 	{ "tls_version", SPECIAL, .set = set_tls_version, .listener = true },
 	{ "upgrade_outgoing_qos", BOOL, G(upgrade_outgoing_qos) },
 	{ "use_identity_as_username", BOOL, L(use_identity_as_username) },
 	{ "use_subject_as_username", BOOL, L(use_subject_as_username) },
 	{ "use_username_as_clientid", BOOL, L(use_username_as_clientid) },
+	{ "user", STRING, G(user), .max = 255, .at_start = true },
 
 	/* Options of Mosquitto that change nothing here, or nothing that
 	 * anybody relies on. */
 	{ "allow_duplicate_messages", IGNORED,
 	    .why = "overlapping subscriptions give one copy" },
-	{ "auth_plugin_deny_special_chars", IGNORED, .why = LATER },
+	{ "auth_plugin_deny_special_chars", IGNORED,
+	    .why = "it is for plugins only" },
 	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
 	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
 	{ "autosave_interval", IGNORED, .why = LATER },
 	{ "autosave_on_changes", IGNORED, .why = LATER },
 	{ "check_retain_source", IGNORED, .why = LATER },
-	{ "enable_control_api", IGNORED, .why = LATER },
-	{ "http_dir", IGNORED, .why = LATER },
-	{ "max_inflight_bytes", IGNORED, .why = LATER },
+	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
+	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
+	{ "enable_control_api", IGNORED,
+	    .why = "the control topics do not exist here" },
+	{ "http_dir", IGNORED, .why = "no files are served over HTTP" },
 	{ "packet_buffer_size", IGNORED, .why = "buffers grow as needed" },
-	{ "pid_file", IGNORED, .why = LATER },
-	{ "retain_expiry_interval", IGNORED, .why = LATER },
 	{ "retry_interval", IGNORED, .why = "messages are sent again when a "
 	    "client comes back, as the standard has it" },
-	{ "user", IGNORED, .why = LATER },
-	{ "websockets_headers_size", IGNORED, .why = LATER },
-	{ "websockets_log_level", IGNORED, .why = LATER },
+	{ "websockets_headers_size", IGNORED, .why = "buffers have fixed "
+	    "limits" },
+	{ "websockets_log_level", IGNORED, .why = "log_type decides" },
 
 	/* Options that restrict access, change identities or promise
 	 * delivery: never silently left out. */
-	{ "accept_protocol_versions", REFUSED, .why = LATER },
-	{ "bind_interface", REFUSED, .why = LATER },
 	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
-	{ "global_max_clients", REFUSED, .why = LATER },
-	{ "global_max_connections", REFUSED, .why = LATER },
-	{ "mount_point", REFUSED, .why = LATER },
+	{ "enable_proxy_protocol", REFUSED,
+	    .why = "midge does not know the PROXY protocol" },
 	{ "persistence", REFUSED, .why = "midge keeps nothing on disk yet" },
 	{ "persistence_file", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
 	{ "persistence_location", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
+	{ "proxy_protocol_v2_require_tls", REFUSED,
+	    .why = "midge does not know the PROXY protocol" },
 	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
-	{ "tls_engine", REFUSED, .why = "keys are read from files only" },
+	{ "psk_hint", REFUSED, .why = "midge has no TLS with shared keys" },
+	{ "tls_engine", REFUSED, .why = "keys are read from PEM files only" },
 	{ "tls_engine_kpass_sha1", REFUSED,
-	    .why = "keys are read from files only" },
+	    .why = "keys are read from PEM files only" },
+	{ "websockets_origin", REFUSED, .why = "midge has no WebSocket yet" },
 };
 
 #define N_OPTIONS (sizeof options / sizeof *options)
+
+/* These stand behind a connection line and share its fate. */
+static const char *const bridge_options[] = {
+	"address", "addresses", "bridge_alpn", "bridge_attempt_unsubscribe",
+	"bridge_bind_address", "bridge_cafile", "bridge_capath",
+	"bridge_certfile", "bridge_ciphers", "bridge_ciphers_tls1.3",
+	"bridge_identity", "bridge_insecure", "bridge_keyfile",
+	"bridge_max_packet_size", "bridge_max_topic_alias",
+	"bridge_outgoing_retain", "bridge_protocol_version", "bridge_psk",
+	"bridge_require_ocsp", "bridge_tcp_keepalive",
+	"bridge_tcp_user_timeout", "bridge_tls_version", "cleansession",
+	"clientid", "idle_timeout", "keepalive_interval",
+	"local_cleansession", "local_clientid", "local_password",
+	"local_username", "notification_topic", "notifications",
+	"notifications_local_only", "password", "remote_clientid",
+	"remote_password", "remote_username", "restart_timeout",
+	"round_robin", "start_type", "threshold", "topic", "try_private",
+	"username",
+};
 
 /* ---- applying it ---- */
 
@@ -712,6 +854,7 @@ set_option(struct parser *p, const struct option *o, char *value)
 		    p->name, o->why, p->file, p->line);
 		return true;
 	case REFUSED:
+		p->in_bridge |= !strcmp(p->name, "connection");
 		log_error("Error: %s cannot be used: %s.", p->name, o->why);
 		return fault(p);
 	}
@@ -725,6 +868,27 @@ find_option(const char *name)
 		if (!strcmp(options[i].name, name))
 			return &options[i];
 	return NULL;
+}
+
+static bool
+is_bridge_option(const char *name)
+{
+	for (size_t i = 0; i < sizeof bridge_options / sizeof *bridge_options;
+	    i++)
+		if (!strcmp(bridge_options[i], name))
+			return true;
+	return false;
+}
+
+/* What stands behind a connection line needs no word beside that for it. */
+static bool
+bridge_option(const struct parser *p)
+{
+	if (p->in_bridge)
+		return true;
+	log_error("Error: %s belongs to a bridge and must stand behind a "
+	    "connection line.", p->name);
+	return fault(p);
 }
 
 /* Edits (insert, delete, replace, swap neighbours) from a to b. */
@@ -818,12 +982,45 @@ read_line(struct parser *p, char *line)
 	p->name = name;
 	o = find_option(name);
 	if (!o)
-		return unknown(p);
+		return is_bridge_option(name) ? bridge_option(p) : unknown(p);
 	if (!*value)
 		return missing(p);
 	if (o->listener && p->in_default)
 		p->default_used = true;
 	return set_option(p, o, value);
+}
+
+/* NULL with a line in the log: it is not there, or no file with text. A FIFO is
+ * opened without waiting for its other end. */
+static FILE *
+open_file(const char *file)
+{
+	int fd = open(file, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	const char *why = NULL;
+	struct stat st;
+	FILE *f;
+
+	if (fd < 0)
+		why = strerror(errno);
+	else if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode))
+		why = strerror(EISDIR);
+	else if (!S_ISREG(st.st_mode) && strcmp(file, "/dev/null") != 0)
+		why = "it is not a regular file";
+	if (!why && (f = fdopen(fd, "r")))
+		return f;
+	log_error("Error: Unable to open config file %s: %s.", file,
+	    why ? why : strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return NULL;
+}
+
+/* Some editors put a mark in front of UTF-8. */
+static char *
+behind_bom(const struct parser *p, char *line)
+{
+	return p->line == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? line + 3 :
+	    line;
 }
 
 static bool
@@ -833,20 +1030,13 @@ read_file(struct parser *p, const char *file)
 	size_t size = 0;
 	ssize_t n;
 	bool ok = true;
-	FILE *f = fopen(file, "re");
-	struct stat st;
+	FILE *f = open_file(file);
 
 	p->file = file;
 	p->line = 0;
-	if (f && fstat(fileno(f), &st) == 0 && S_ISDIR(st.st_mode)) {
-		fclose(f);
-		f = NULL;
-		errno = EISDIR;
-	}
 	if (!f) {
-		log_error("Error: Unable to open config file %s: %s.", file,
-		    strerror(errno));
-		return false;
+		p->bad = true;
+		return p->all;
 	}
 	while (ok && (n = getline(&line, &size, f)) >= 0) {
 		p->line++;
@@ -854,8 +1044,10 @@ read_file(struct parser *p, const char *file)
 			log_error("Error: NUL byte in the configuration.");
 			ok = fault(p);
 		} else {
-			ok = read_line(p, line);
+			ok = read_line(p, behind_bom(p, line));
 		}
+		p->bad |= !ok;
+		ok |= p->all;
 	}
 	free(line);
 	fclose(f);
@@ -920,6 +1112,9 @@ set_defaults(struct config *c)
 		.connect_timeout = 30,
 		.max_handshakes = 32,
 		.login_delay_max = 16,
+		.global_max_clients = -1,
+		.global_max_connections = -1,
+		.log_file_size = LOG_FILE_SIZE,
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
@@ -927,7 +1122,7 @@ set_defaults(struct config *c)
 		.persistent_client_expiration = -1,
 		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |
 		    LOG_T_INFO, .dests = LOG_D_STDERR, .timestamps = true,
-		    .facility = -1 },
+		    .count_alike = true, .facility = -1 },
 	};
 }
 
@@ -1036,10 +1231,16 @@ static void
 finish_log(struct config *c)
 {
 	c->log.types &= ~CHOSEN;
+	/* In the background nobody sees stderr. */
+	if (c->daemon && !(c->log.dests & CHOSEN))
+		c->log.dests = LOG_D_SYSLOG;
 	c->log.dests &= ~CHOSEN;
 	if (c->verbose)
 		c->log.types = LOG_T_ALL;
+	if (c->quiet)
+		c->log.types = 0;
 	c->log.file = c->log_file;
+	c->log.file_size = c->log_file_size;
 	c->log.time_format = c->log_timestamp_format;
 }
 
@@ -1111,6 +1312,12 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 			return CONFIG_VERSION;
 		if (is_arg(argv[i], "-v", "--verbose")) {
 			c->verbose = true;
+		} else if (is_arg(argv[i], "-q", "--quiet")) {
+			c->quiet = true;
+		} else if (is_arg(argv[i], "-d", "--daemon")) {
+			c->daemon = true;
+		} else if (!strcmp(argv[i], "--test-config")) {
+			c->test = true;
 		} else if (is_arg(argv[i], "-c", "--config-file")) {
 			c->file = argv[++i];
 			if (!c->file) {
@@ -1136,54 +1343,208 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 	return CONFIG_RUN;
 }
 
-enum config_action
-config_read(struct config *c, int argc, char **argv)
+static void
+free_listener(struct config_listener *l)
 {
-	struct parser p = { .c = c, .in_default = true };
+	free(l->host);
+	free(l->path);
+	free(l->interface);
+	free(l->mount_point);
+	free(l->cafile);
+	free(l->capath);
+	free(l->certfile);
+	free(l->keyfile);
+	free(l->crlfile);
+	free(l->ciphers);
+	free_security(&l->security);
+}
+
+static enum config_action
+read_all(struct config *c, int argc, char **argv, bool all)
+{
+	struct parser p = { .c = c, .in_default = true, .all = all };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
 	bool ok;
 
 	set_defaults(c);
+	c->argc = argc;
+	c->argv = argv;
 	p.def = new_listener();
 	p.cur = &p.def;
 	act = read_args(c, &a, argc, argv);
 	if (act != CONFIG_RUN)
 		return act;
+	if (c->test && !all)
+		return CONFIG_TEST;
 	ok = !c->file || read_file(&p, c->file);
 	if (!end_plugins(&p) || !ok) {
-		free_security(&p.def.security);
-		free(p.def.host);
+		free_listener(&p.def);
 		return CONFIG_BAD;
 	}
 	finish_log(c);
 	if (!finish_listeners(c, &p, a.ports, a.n_ports))
 		return CONFIG_BAD;
 	for (unsigned i = 0; i < c->n_listeners; i++)
-		if (!check_tls(&c->listeners[i]))
+		if (!check_tls(&c->listeners[i]) && !all)
 			return CONFIG_BAD;
-	return CONFIG_RUN;
+	return p.bad ? CONFIG_BAD : CONFIG_RUN;
+}
+
+enum config_action
+config_read(struct config *c, int argc, char **argv)
+{
+	return read_all(c, argc, argv, false);
+}
+
+enum config_action
+config_read_all(struct config *c, int argc, char **argv)
+{
+	return read_all(c, argc, argv, true);
+}
+
+/* ---- a new configuration for a running broker ---- */
+
+static bool
+same_string(const char *a, const char *b)
+{
+	return a && b ? !strcmp(a, b) : a == b;
+}
+
+/* Whether a field has the same value in two structs. */
+static bool
+same(const struct option *o, const void *a, const void *b)
+{
+	const char *x = (const char *)a + o->offset;
+	const char *y = (const char *)b + o->offset;
+
+	switch (o->kind) {
+	case BOOL:
+		return *(const bool *)x == *(const bool *)y;
+	case INT:
+		return *(const int *)(const void *)x ==
+		    *(const int *)(const void *)y;
+	case STRING:
+		return same_string(*(char *const *)(const void *)x,
+		    *(char *const *)(const void *)y);
+	default:
+		return true;
+	}
+}
+
+static bool
+same_place(const struct config_listener *a, const struct config_listener *b)
+{
+	return a->port == b->port && a->domain == b->domain &&
+	    same_string(a->host, b->host) && same_string(a->path, b->path) &&
+	    same_string(a->interface, b->interface);
+}
+
+/* The rest of what is not in the table as a field. */
+static bool
+same_special(const struct config_listener *a, const struct config_listener *b)
+{
+	return a->versions == b->versions &&
+	    same_string(a->mount_point, b->mount_point);
+}
+
+/* The struct security stands first in a listener. */
+static void
+compare_listener(const struct config_listener *a,
+    const struct config_listener *b)
+{
+	bool equal = same_special(a, b);
+
+	for (size_t i = 0; i < N_OPTIONS && equal; i++)
+		/* What is in security was taken over. */
+		equal = !options[i].listener || options[i].security ||
+		    options[i].offset < sizeof a->security ||
+		    same(&options[i], a, b);
+	if (!equal)
+		log_warning("Warning: The new settings of the listener at %s "
+		    "%d take effect only when midge is started anew.",
+		    a->path ? a->path : "port", a->port);
+}
+
+static bool
+same_places(const struct config *a, const struct config *b)
+{
+	bool equal = a->n_listeners == b->n_listeners;
+
+	for (unsigned i = 0; i < a->n_listeners && equal; i++)
+		equal = same_place(&a->listeners[i], &b->listeners[i]);
+	return equal;
+}
+
+static void
+compare_listeners(const struct config *a, const struct config *b)
+{
+	if (!same_places(a, b)) {
+		log_error("Error: Listeners cannot be added, removed or moved "
+		    "while midge runs; start it anew for that.");
+		return;
+	}
+	for (unsigned i = 0; i < a->n_listeners; i++)
+		compare_listener(&a->listeners[i], &b->listeners[i]);
+}
+
+static void
+swap(void *a, void *b, size_t n)
+{
+	unsigned char *x = a, *y = b;
+
+	for (size_t i = 0; i < n; i++) {
+		unsigned char t = x[i];
+
+		x[i] = y[i];
+		y[i] = t;
+	}
+}
+
+void
+config_tell_kept(const struct config *running, const struct config *fresh)
+{
+	compare_listeners(running, fresh);
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start && !same(&options[i], running, fresh))
+			log_warning("Warning: The new %s takes effect only "
+			    "when midge is started anew.", options[i].name);
+}
+
+void
+config_keep(struct config *running, struct config *fresh)
+{
+	swap(&running->listeners, &fresh->listeners,
+	    sizeof running->listeners);
+	swap(&running->n_listeners, &fresh->n_listeners,
+	    sizeof running->n_listeners);
+	swap(&running->local_only, &fresh->local_only,
+	    sizeof running->local_only);
+	/* Who is let in there is not kept. */
+	if (same_places(running, fresh))
+		for (unsigned i = 0; i < running->n_listeners; i++)
+			swap(&running->listeners[i].security,
+			    &fresh->listeners[i].security,
+			    sizeof fresh->listeners[i].security);
+	/* They are strings, and others may hold on to the old ones. */
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start)
+			swap((char *)running + options[i].offset,
+			    (char *)fresh + options[i].offset, sizeof(char *));
 }
 
 void
 config_free(struct config *c)
 {
-	for (unsigned i = 0; i < c->n_listeners; i++) {
-		free(c->listeners[i].host);
-		free(c->listeners[i].path);
-		free(c->listeners[i].cafile);
-		free(c->listeners[i].capath);
-		free(c->listeners[i].certfile);
-		free(c->listeners[i].keyfile);
-		free(c->listeners[i].crlfile);
-		free(c->listeners[i].ciphers);
-		free_security(&c->listeners[i].security);
-	}
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		free_listener(&c->listeners[i]);
 	free(c->listeners);
 	free_security(&c->security);
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);
+	free(c->pid_file);
+	free(c->user);
 }
 
 const char *
@@ -1191,15 +1552,24 @@ config_usage(void)
 {
 	return
 	    "midge version " MIDGE_VERSION " - an MQTT broker\n\n"
-	    "Usage: midge [-c FILE] [-p PORT] [-v] [--tls-keylog FILE]\n\n"
+	    "Usage: midge [-c FILE] [-d] [-p PORT] [-v | -q] "
+	    "[--tls-keylog FILE]\n"
+	    "       midge [-c FILE] --test-config\n"
+	    "       midge check [-c FILE]\n\n"
 	    "  -c, --config-file FILE  read this configuration file\n"
+	    "  -d, --daemon            run in the background\n"
 	    "  -p, --port PORT         listen on this port of this machine "
 	    "(without\n"
 	    "                          listeners in a file; up to 10 times)\n"
 	    "  -v, --verbose           log everything, each packet included\n"
 	    "      --tls-keylog FILE   write TLS keys there, for Wireshark\n"
+	    "  -q, --quiet             log nothing\n"
+	    "      --test-config       look at the configuration, start "
+	    "nothing\n"
 	    "      --version           print the version\n"
 	    "  -h, --help              print this\n\n"
+	    "midge check tells all that is wrong or doubtful and how to mend "
+	    "it.\n"
 	    "Without -c only clients on this machine can connect, at port "
 	    "1883.\n";
 }

@@ -62,26 +62,24 @@ static void
 free_user(struct session *s)
 {
 	if (s->user)
-		mem_free(s->user, s->user_len + 1u);
+		mem_free(s->user, sizeof *s->user + s->user->len);
 	s->user = NULL;
-	s->user_len = 0;
 }
 
 bool
 session_set_user(struct session *s, struct mqtt_str user)
 {
-	uint8_t *copy = NULL;
+	struct session_user *copy = NULL;
 
 	if (user.p) {
-		copy = mem_alloc(user.len + 1u);
+		copy = mem_alloc(sizeof *copy + user.len);
 		if (!copy)
 			return false;
-		memcpy(copy, user.p, user.len);
-		copy[user.len] = 0;
+		copy->len = (uint16_t)user.len;
+		memcpy(copy->name, user.p, user.len);
 	}
 	free_user(s);
 	s->user = copy;
-	s->user_len = user.p ? (uint16_t)user.len : 0;
 	return true;
 }
 
@@ -289,6 +287,7 @@ session_sent(struct session *s, struct delivery *d)
 		return false;
 	d->state = SENT;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += d->weight;
 	s->out->unsent = d->next;
 	return true;
 }
@@ -298,6 +297,7 @@ session_resent(struct session *s)
 {
 	s->out->unsent->state = RELEASED;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += s->out->unsent->weight;
 	s->out->unsent = s->out->unsent->next;
 }
 
@@ -322,6 +322,7 @@ void
 session_done(struct session *s, struct topics *t, struct delivery *d)
 {
 	s->out->in_flight--;
+	s->out->in_flight_bytes -= d->weight;
 	session_drop(s, t, d);
 }
 
@@ -339,6 +340,7 @@ session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 		d->state = d->state == RELEASED ? TO_RELEASE : WAITING;
 	o->unsent = o->acked.first;
 	o->in_flight = 0;
+	o->in_flight_bytes = 0;
 }
 
 /* ---- received QoS 2 identifiers ---- */

@@ -11,6 +11,7 @@
 #include "auth.h"
 #include "config.h"
 #include "conn.h"
+#include "service.h"
 #include "session.h"
 #include "timer.h"
 #include "topic.h"
@@ -18,6 +19,7 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
+	TIMER_WATCHDOG, TIMER_DAILY,
 };
 
 struct listener {
@@ -90,10 +92,22 @@ struct stats {
 	uint64_t sockets, connections;
 };
 
+/* Who takes a client identifier from whom, again and again: most likely two
+ * devices with the same one. */
+struct takeovers {
+	uint32_t hash;          /* of the identifier */
+	uint32_t n;             /* within a minute of start_ms */
+	int64_t start_ms, last_ms;
+	bool told;              /* and then not again before a quiet minute */
+};
+
+#define TAKEOVERS_WATCHED 16            /* identifiers at a time */
+
 struct sys;
 
 struct broker {
-	const struct config *conf;
+	struct config *conf;            /* changed by a reload only */
+	struct service service;
 	struct watch watch;
 	struct timers timers;
 	struct topics topics;
@@ -108,15 +122,19 @@ struct broker {
 	struct tls_pool tls;
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
+	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
+	struct timer watchdog;          /* the service manager waits for us */
+	struct timer daily;             /* set while there are certificates */
 	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
 	uint32_t *subids;               /* those of the message at hand */
 	uint32_t subids_cap;
 	int64_t now_ms;                 /* of this turn */
 	uint32_t work;                  /* of this turn: packets, deliveries,
 	                                 * steps of searches */
+	bool out_of_fds;                /* and that was told */
 	bool stop;
 	bool reload;                    /* SIGHUP came */
 };

@@ -6,10 +6,14 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <limits.h>
+#include <net/if.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -126,6 +130,7 @@ struct tls_server {
 	bool long_chain;
 	struct ticket *tickets[TICKETS_MAX];
 	unsigned next_ticket;
+	unsigned reminders;             /* of its expiry that were given */
 	struct stamp stamps[FILES];
 	int64_t looked_ms;
 };
@@ -148,6 +153,8 @@ struct verifier {
 	int64_t not_after;              /* the leaf's */
 	char title[TITLE_MAX];          /* the leaf's */
 	char issuer[TITLE_MAX];         /* of the last one */
+	char current[TITLE_MAX];        /* the one at hand */
+	char blamed[TITLE_MAX];         /* where BearSSL gave up */
 	char identity[IDENTITY_MAX];
 	char why[400];                  /* our own verdict in words */
 };
@@ -504,6 +511,39 @@ load_certificate(struct tls_server *s)
 	return true;
 }
 
+int
+tls_server_days(const struct tls_server *s)
+{
+	bool wrong;
+	int64_t left = s->leaf.not_after - tls_clock(s->pool, &wrong);
+
+	return left < 0 ? -1 : left > INT_MAX ? INT_MAX : (int)(left / 86400);
+}
+
+void
+tls_server_remind(struct tls_server *s)
+{
+	static const int days[] = { 30, 7, 1, 0 };
+	int left = tls_server_days(s);
+	unsigned due = 0;
+	char day[CERT_DATE];
+
+	while (due < sizeof days / sizeof *days && left < days[due])
+		due++;
+	if (due <= s->reminders)
+		return;
+	s->reminders = due;
+	cert_date(s->leaf.not_after, day);
+	if (left < 0)
+		log_warning("Warning: The certificate %s has expired on %s: "
+		    "clients will refuse it. Make a new one and send SIGHUP.",
+		    s->conf->certfile, day);
+	else
+		log_warning("Warning: The certificate %s expires in %d days, "
+		    "on %s. Make a new one in time and send SIGHUP.",
+		    s->conf->certfile, left, day);
+}
+
 static void
 judge_certificate(struct tls_server *s)
 {
@@ -513,11 +553,8 @@ judge_certificate(struct tls_server *s)
 	int64_t now = tls_clock(s->pool, &wrong);
 	char day[CERT_DATE];
 
-	if (now > c->not_after)
-		log_warning("Warning: The certificate %s has expired on %s: "
-		    "clients will refuse it. Make a new one and send SIGHUP.",
-		    k->certfile, cert_date(c->not_after, day));
-	else if (now < c->not_before)
+	tls_server_remind(s);
+	if (now < c->not_before)
 		log_warning("Warning: The certificate %s is valid from %s on "
 		    "only: clients will refuse it until then, or the clock "
 		    "of this machine is wrong.", k->certfile,
@@ -566,6 +603,132 @@ judge_authorities(struct tls_server *s)
 			    "are refused ('openssl ca -gencrl', then SIGHUP).",
 			    title, cert_date(c->next_update, day));
 	}
+}
+
+/* ---- names ---- */
+
+static void
+add_name(void *arg, bool ip, struct der value)
+{
+	char (*out)[200] = arg, text[INET6_ADDRSTRLEN] = "";
+	size_t at = strlen(*out);
+
+	if (ip && (value.len == 4 || value.len == 16))
+		inet_ntop(value.len == 4 ? AF_INET : AF_INET6, value.p, text,
+		    sizeof text);
+	snprintf(*out + at, sizeof *out - at, "%s%.*s", at ? ", " : "",
+	    ip ? (int)strlen(text) : (int)value.len,
+	    ip ? text : (const char *)value.p);
+}
+
+/* The names that clients may connect to. */
+static void
+own_names(const struct tls_server *s, char (*out)[200])
+{
+	(*out)[0] = 0;
+	cert_each_alt_name(&s->leaf, add_name, out);
+	if (!**out)
+		cert_title(s->leaf.subject, *out, sizeof *out);
+}
+
+struct wanted {
+	const char *name;               /* NULL: an address */
+	const uint8_t *ip;
+	size_t ip_len;
+	bool found;
+};
+
+/* RFC 6125: a name, or one with * for its first label. */
+static bool
+name_fits(struct der pattern, const char *name)
+{
+	const char *dot = strchr(name, '.');
+
+	if (pattern.len == strlen(name) &&
+	    !strncasecmp((const char *)pattern.p, name, pattern.len))
+		return true;
+	return dot && pattern.len > 2 && !memcmp(pattern.p, "*.", 2) &&
+	    pattern.len - 1 == strlen(dot) &&
+	    !strncasecmp((const char *)pattern.p + 1, dot, pattern.len - 1);
+}
+
+static void
+look_for(void *arg, bool ip, struct der value)
+{
+	struct wanted *w = arg;
+
+	w->found |= w->name ? !ip && name_fits(value, w->name) :
+	    ip && value.len == w->ip_len && !memcmp(value.p, w->ip, w->ip_len);
+}
+
+static bool
+has_name(const struct cert *c, struct wanted w)
+{
+	char cn[200];
+
+	cert_each_alt_name(c, look_for, &w);
+	if (!w.found && w.name && c->alt_names.len == 0 &&
+	    cert_common_name(c->subject, cn, sizeof cn))
+		w.found = name_fits((struct der){ (uint8_t *)cn, strlen(cn) },
+		    w.name);
+	return w.found;
+}
+
+/* Names and addresses of this machine that are not in the certificate. */
+static void
+own_names_missing(const struct cert *c, char *out, size_t size)
+{
+	char host[256] = "", text[INET6_ADDRSTRLEN];
+	struct ifaddrs *all = NULL;
+	size_t at = 0;
+
+	out[0] = 0;
+	gethostname(host, sizeof host - 1);
+	if (host[0] && !has_name(c, (struct wanted){ .name = host }))
+		at += (size_t)snprintf(out, size, "%s", host);
+	if (getifaddrs(&all) < 0)
+		return;
+	for (struct ifaddrs *a = all; a && at < size; a = a->ifa_next) {
+		const struct sockaddr_in *v4 = (const void *)a->ifa_addr;
+		struct wanted w = { .ip_len = 4 };
+
+		if (!v4 || v4->sin_family != AF_INET ||
+		    (a->ifa_flags & IFF_LOOPBACK))
+			continue;
+		w.ip = (const uint8_t *)&v4->sin_addr;
+		if (!has_name(c, w))
+			at += (size_t)snprintf(out + at, size - at, "%s%s",
+			    at ? ", " : "", inet_ntop(AF_INET, w.ip, text,
+			    sizeof text));
+	}
+	freeifaddrs(all);
+}
+
+void
+tls_server_explain(const struct tls_server *s)
+{
+	char names[200], missing[300], from[CERT_DATE], to[CERT_DATE];
+	char issuer[TITLE_MAX];
+	const struct cert *c = &s->leaf;
+
+	own_names(s, &names);
+	cert_title(c->issuer, issuer, sizeof issuer);
+	log_notice("Port %d: the certificate %s is for %s, issued by \"%s\", "
+	    "valid from %s to %s; %zu certificate%s sent.", s->conf->port,
+	    s->conf->certfile, names, issuer, cert_date(c->not_before, from),
+	    cert_date(c->not_after, to), s->chain.n,
+	    s->chain.n > 1 ? "s are" : " is");
+	own_names_missing(c, missing, sizeof missing);
+	if (missing[0])
+		log_warning("Warning: The certificate %s does not have %s: "
+		    "clients that connect to this machine by these refuse it. "
+		    "cross/make-certs makes one with all names that you give.",
+		    s->conf->certfile, missing);
+	if (c->alt_names.len == 0)
+		log_notice("The certificate %s has no subjectAltName%s: some "
+		    "clients insist on one (browsers, newer libraries); "
+		    "mosquitto_sub takes the Common Name.", s->conf->certfile,
+		    c->v1 ? " (it is of version 1)" : "");
 }
 
 static bool
@@ -887,9 +1050,14 @@ check_revocation(struct verifier *v, const struct cert *c, const char *title)
 		    issuer, title);
 	if (!list)
 		return;
-	if (crl_revokes(list, c->serial))
+	if (crls_revoke(&v->server->crls, c->issuer, c->serial))
 		refuse(v, BR_ALERT_CERTIFICATE_REVOKED, "the certificate "
 		    "\"%s\" was revoked by \"%s\"", title, issuer);
+	if (v->now < list->this_update && !v->clock_wrong)
+		refuse(v, BR_ALERT_CERTIFICATE_UNKNOWN, "the revocation list "
+		    "of \"%s\" is valid from %s on only, or the clock of "
+		    "this machine is late", issuer,
+		    cert_date(list->this_update, day));
 	if (list->next_update && v->now > list->next_update)
 		refuse(v, BR_ALERT_CERTIFICATE_UNKNOWN, "the revocation list "
 		    "of \"%s\" was to be renewed by %s ('openssl ca -gencrl', "
@@ -916,7 +1084,7 @@ take_identity(struct verifier *v, const struct cert *c)
 static void
 judge(struct verifier *v)
 {
-	char title[TITLE_MAX];
+	char *title = v->current;
 	struct cert c;
 
 	if (!cert_parse((struct der){ v->der->p, v->der->len }, &c)) {
@@ -924,10 +1092,10 @@ judge(struct verifier *v)
 		    "damaged");
 		return;
 	}
-	cert_title(c.subject, title, sizeof title);
+	cert_title(c.subject, title, TITLE_MAX);
 	cert_title(c.issuer, v->issuer, sizeof v->issuer);
 	if (v->n == 1) {
-		memcpy(v->title, title, sizeof title);
+		memcpy(v->title, title, TITLE_MAX);
 		v->not_after = c.not_after;
 		take_identity(v, &c);
 		if (!c.for_clients)
@@ -961,6 +1129,8 @@ end_cert(const br_x509_class **ctx)
 		min->append(&v->min.vtable, v->der->p + at, n);
 	}
 	min->end_cert(&v->min.vtable);
+	if (v->min.err && v->min.err != BR_ERR_X509_OK && !v->blamed[0])
+		memcpy(v->blamed, v->current, sizeof v->blamed);
 	bytes_free(&v->der);
 }
 
@@ -1787,30 +1957,6 @@ whose(const struct lane *l, char out[TITLE_MAX + 32])
 	return out;
 }
 
-static void
-add_name(void *arg, bool ip, struct der value)
-{
-	char (*out)[200] = arg, text[INET6_ADDRSTRLEN] = "";
-	size_t at = strlen(*out);
-
-	if (ip && (value.len == 4 || value.len == 16))
-		inet_ntop(value.len == 4 ? AF_INET : AF_INET6, value.p, text,
-		    sizeof text);
-	snprintf(*out + at, sizeof *out - at, "%s%.*s", at ? ", " : "",
-	    ip ? (int)strlen(text) : (int)value.len,
-	    ip ? text : (const char *)value.p);
-}
-
-/* The names that clients may connect to. */
-static void
-own_names(const struct tls_server *s, char (*out)[200])
-{
-	(*out)[0] = 0;
-	cert_each_alt_name(&s->leaf, add_name, out);
-	if (!**out)
-		cert_title(s->leaf.subject, *out, sizeof *out);
-}
-
 /* The client sent us a fatal alert. */
 static const char *
 explain_alert(const struct tls_server *s, unsigned alert)
@@ -1875,6 +2021,8 @@ explain_chain(const struct lane *l, unsigned err)
 	whose(l, who);
 	switch (err) {
 	case BR_ERR_X509_NOT_TRUSTED:
+	case BR_ERR_X509_BAD_SIGNATURE: /* the client sent us another CA of
+					 * that name */
 		return words("refused by us%s: it was issued by \"%s\", which "
 		    "cafile and capath do not have (or they have another CA "
 		    "of that name); use a certificate of a CA in there, or "
@@ -1887,12 +2035,10 @@ explain_chain(const struct lane *l, unsigned err)
 		    "RSA-PSS; sign it anew with 'openssl x509 -sha256'", who);
 	case BR_ERR_X509_NOT_CA:
 		return words("refused by us%s: \"%s\" is not allowed to issue "
-		    "certificates (basicConstraints)", who, v->issuer);
+		    "certificates (basicConstraints)", who, v->blamed);
 	case BR_ERR_X509_CRITICAL_EXTENSION:
 		return words("refused by us%s: it has a critical extension "
 		    "that is not known here", who);
-	case BR_ERR_X509_BAD_SIGNATURE:
-		return words("refused by us%s: its signature is wrong", who);
 	case BR_ERR_X509_DN_MISMATCH:
 		return words("refused by us%s: the certificates that the "
 		    "client sent are in the wrong order", who);
@@ -1921,7 +2067,8 @@ explain(const struct shake *k, unsigned err, const char **text)
 		*text = explain_chain(l, err);
 		if (own_verdict(&l->v))
 			return l->v.alert;
-		return err == BR_ERR_X509_NOT_TRUSTED ? BR_ALERT_UNKNOWN_CA :
+		return err == BR_ERR_X509_NOT_TRUSTED ||
+		    err == BR_ERR_X509_BAD_SIGNATURE ? BR_ALERT_UNKNOWN_CA :
 		    BR_ALERT_BAD_CERTIFICATE;
 	}
 	switch (err) {

@@ -75,6 +75,17 @@ struct tls_server *tls_server_new(struct tls_pool *p,
     const struct config_listener *conf);
 void tls_server_unref(struct tls_server *s);    /* may be NULL */
 
+/* Days until the certificate expires, -1: it has. */
+int tls_server_days(const struct tls_server *s);
+
+/* Warns when there are less than 30, 7 and 1 days left, once each; to be called
+ * now and then. */
+void tls_server_remind(struct tls_server *s);
+
+/* For a check: logs what the certificate is for and until when, and warns where
+ * the names of this machine are missing in it. */
+void tls_server_explain(const struct tls_server *s);
+
 /* Whether one of the files has changed since it was read; looks at most every
  * ten seconds. */
 bool tls_server_changed(struct tls_server *s, int64_t now_ms);

@@ -664,6 +664,31 @@ topic_retained(struct topics *t, struct mqtt_str topic)
 	return n ? n->retained : NULL;
 }
 
+static const struct node *
+next_node(const struct node *n)
+{
+	if (n->child)
+		return n->child;
+	while (n && !n->next)
+		n = n->parent;
+	return n ? n->next : NULL;
+}
+
+const struct node *
+topic_next_retained(const struct topics *t, const struct node *n)
+{
+	n = next_node(n ? n : t->topics.root);
+	while (n && !n->retained)
+		n = next_node(n);
+	return n;
+}
+
+void
+topic_text(const struct node *n, char *out, size_t size)
+{
+	out[path_text(n, out, size - 1)] = 0;
+}
+
 void
 topic_lapse(struct topics *t, struct timer *timer)
 {

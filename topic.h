@@ -158,6 +158,14 @@ bool topic_retain(struct topics *t, struct mqtt_str topic, struct msg *m);
 /* The topic's retained message, NULL if none. Not a new reference. */
 struct msg *topic_retained(struct topics *t, struct mqtt_str topic);
 
+/* The next topic with a retained message after n in the tree, the first one for
+ * NULL; NULL at the end. No message may come or go in between. */
+const struct node *topic_next_retained(const struct topics *t,
+    const struct node *n);
+
+/* The node's topic into out, cut at size - 1. */
+void topic_text(const struct node *n, char *out, size_t size);
+
 /* Removes the retained message whose timer this is. */
 void topic_lapse(struct topics *t, struct timer *timer);
 

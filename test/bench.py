@@ -33,6 +33,10 @@ CORES = sorted(os.sched_getaffinity(0))
 BROKER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 
 
+# Who may do everything, after some rules that do not fit.
+RULES = "".join(f"topic read room/{i}/+\n" for i in range(20)) + "topic #\n"
+
+
 class Failed(Exception):
     """A workload that didn't end well, in words for the table."""
 
@@ -67,6 +71,8 @@ def run_broker(program, config=""):
             tempfile.TemporaryFile("w+") as errors:
         os.chmod(directory, 0o755)      # mosquitto drops the rights of root
         path = os.path.join(directory, "broker.conf")
+        with open(os.path.join(directory, "rules"), "w") as file:
+            file.write(RULES)
         with open(path, "w") as file:
             file.write(f"listener {port} 127.0.0.1\n"
                        f"allow_anonymous true\nlog_type error\n{config}")
@@ -279,6 +285,8 @@ def tls_idle(program, quick):
 # a busy subscriber that fan-in with QoS 1 overflows a queue of any length.
 ROWS = {
     "pairs": traffic("10 pairs, QoS 0, 16 B", "pairs"),
+    "pairs-acl": traffic("10 pairs, QoS 0, 16 B, ACL of 21 rules", "pairs",
+                         config="acl_file rules\n"),
     "pairs-1k": traffic("10 pairs, QoS 0, 1 KB", "-s 1024 pairs"),
     "pairs-q1": traffic("10 pairs, QoS 1, 16 B", "-q 1 pairs"),
     "pairs-q2": traffic("10 pairs, QoS 2, 16 B", "-q 2 pairs"),
@@ -288,6 +296,8 @@ ROWS = {
     "ping": traffic("1 pair, one at a time, QoS 0", "-n 1 -w 1 pairs"),
     "pairs-64k": traffic("10 pairs, QoS 0, 64 KB", "-s 65536 -w 8 pairs"),
     "fanout-100": traffic("1 to 100, full speed", "-n 100 fanout"),
+    "fanout-100-acl": traffic("1 to 100, full speed, ACL of 21 rules",
+                              "-n 100 fanout", config="acl_file rules\n"),
     "fanout-1000": traffic("1 to 1000, full speed", "-n 1000 -w 200 fanout"),
     "fanout-100-single": traffic("1 to 100, one at a time",
                                  "-n 100 -w 1 fanout"),

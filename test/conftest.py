@@ -22,7 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tls  # noqa: E402
 import wire  # noqa: E402
 
-LIMIT_S = 60
+LIMIT_S = 60        # pytest.mark.limit(seconds) for those that need more
 
 numbers = itertools.count(1)
 
@@ -31,14 +31,20 @@ class TimeLimit(Exception):
     """Not a TimeoutError, which a socket that waits would take for its own."""
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "limit(seconds): a time limit of its own")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     """No test, set-up and clean-up included, may take longer than the limit."""
     def expired(*_):
         signal.alarm(LIMIT_S // 3)      # the clean-up has a limit as well
-        raise TimeLimit(f"{item.nodeid} took more than {LIMIT_S} s")
+        raise TimeLimit(f"{item.nodeid} took more than {limit} s")
+    marker = item.get_closest_marker("limit")
+    limit = marker.args[0] if marker else LIMIT_S
     before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(LIMIT_S)
+    signal.alarm(limit)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -3,7 +3,7 @@
 # and its own, never one above.
 set -eu
 order="mem hash timer log file config mqtt msg cert tls conn watch topic session
-pwhash passwd acl auth listen state send route client sys broker"
+pwhash passwd acl auth listen service check state send route client sys broker"
 bad=0
 seen=
 for m in $order; do

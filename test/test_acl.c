@@ -41,7 +41,7 @@ make_filter(char *out, bool wild, bool pattern)
 
 	*out = 0;
 	for (int i = 0; i < n; i++) {
-		const char *level = plain[rand() % (i ? 4 : 5)];
+		const char *level = plain[rand() % 5];
 
 		if (wild && rand() % 4 == 0)
 			level = "+";

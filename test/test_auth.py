@@ -54,7 +54,8 @@ def guarded(new_broker):
                config=LISTENER, mode=0o600):
         given = ["password_file {dir}/users"] if users is not None else []
         given += ["acl_file {dir}/rules"] if rules is not None else []
-        broker = new_broker(*given, *lines, config=config, args=["-v"], start=False)
+        # As another user the broker could not read the files anew.
+        broker = new_broker(*given, "user root", *lines, config=config, args=["-v"], start=False)
         if users is not None:
             write(broker, "users", users, mode)
         if rules is not None:
@@ -332,6 +333,7 @@ def test_delay_after_refused_logins(guarded, dial, login, connect):
     held.expect(CONNACK, reason=5)
     held.expect_closed()
     assert login(broker, "alice", "x") == 5
+    wait_for(lambda: broker.log().count("Login refused") == 7, "log lines")
     log = [re.search("Login refused.*client '(\\w*)'|connected from .* as (\\w+)", text) for text in broker.lines]
     log = [found.group(1) or found.group(2) for found in log if found and (found.group(1) or found.group(2))]
     assert log == ["x"] * 5 + ["good", "held", "x"]
