@@ -11,7 +11,8 @@ import subprocess
 
 import pytest
 
-from tls import ANYBODY, CLIENT, connection, exchange, listener, mutual, openssl, refused, stamp, together, trusting
+from tls import ANYBODY, CLIENT, READS_AGAIN, connection, exchange, listener, mutual, openssl, refused, stamp, \
+    together, trusting
 from wire import V311, V5, password_line
 
 UNKNOWN_CA = "TLSV1_ALERT_UNKNOWN_CA"
@@ -336,7 +337,7 @@ def strict(new_broker, pki, tmp_path):
     def create(*files, cafile=None, start=True):
         crl = tmp_path / "crl.pem"
         crl.write_text("".join(open(f).read() for f in files))
-        return new_broker(config=mutual(pki.server(), f"crlfile {crl}", cafile=cafile) + ANYBODY, args=["-v"],
+        return new_broker(config=mutual(pki.server(), f"crlfile {crl}", cafile=cafile) + READS_AGAIN, args=["-v"],
                           start=start)
     return create
 

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from test_clients import WAIT_S, start  # noqa: F401
-from tls import ANYBODY, SERVER, clock, exchange, listener, mutual, refused, together, trusting
+from tls import ANYBODY, READS_AGAIN, SERVER, clock, exchange, listener, mutual, refused, together, trusting
 from wire import wait_for
 
 
@@ -49,7 +49,7 @@ def reload(broker, words="The certificates of port %d were read anew"):
 @pytest.mark.parametrize("kind", ["P-256", "rsa2048"])
 def test_hup_reads_new_files(new_broker, connect, pki, files, kind):
     """HUP: new connections get the new certificate, those that are there go on."""
-    broker = new_broker(config=listener(files.put(pki.server())) + ANYBODY)
+    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN)
     context = trusting(pki.ca)
     old = exchange(connect, broker, context)
     session = old.sock.session
@@ -78,7 +78,7 @@ class Offering:
 def test_hup_reads_new_authorities(new_broker, connect, pki, tmp_path):
     """A CA that is taken out of cafile lets nobody in any more, one that is put in does."""
     cafile = together(tmp_path / "cas", pki.ca)
-    broker = new_broker(config=mutual(pki.server(), cafile=cafile) + ANYBODY)
+    broker = new_broker(config=mutual(pki.server(), cafile=cafile) + READS_AGAIN)
     ours, theirs = trusting(pki.ca, pki.client()), trusting(pki.ca, pki.other_ca.issue("guest"))
     inside = exchange(connect, broker, ours)
     assert refused(broker, theirs)[0] == "TLSV1_ALERT_UNKNOWN_CA"
@@ -100,7 +100,7 @@ SPOILT = {
 @pytest.mark.parametrize("case", SPOILT)
 def test_hup_with_broken_files(new_broker, connect, pki, files, case):
     """What cannot be used leaves the old certificate in force, and is told."""
-    broker = new_broker(config=listener(files.put(pki.server())) + ANYBODY)
+    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN)
     context = trusting(pki.ca)
     old = exchange(connect, broker, context)
     SPOILT[case](files)
@@ -116,7 +116,7 @@ def test_hup_with_broken_files(new_broker, connect, pki, files, case):
 
 def test_hup_in_the_middle_of_a_handshake(new_broker, dial, connect, pki, files):
     """A handshake that is under way ends with the certificate that it began with."""
-    broker = new_broker(config=listener(files.put(pki.server())) + ANYBODY)
+    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN)
     came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = trusting(pki.ca).wrap_bio(came, goes, server_hostname="localhost")
     client = dial(broker)
@@ -138,7 +138,7 @@ def test_hup_in_the_middle_of_a_handshake(new_broker, dial, connect, pki, files)
 
 def test_changed_files_are_noticed(new_broker, connect, pki, files):
     """Without HUP too: files that have changed are read when somebody comes, at most every ten seconds."""
-    broker = new_broker(config=listener(files.put(pki.server())) + ANYBODY, env=clock(pki, speed=100))
+    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN, env=clock(pki, speed=100))
     context = trusting(pki.ca)
     old = exchange(connect, broker, context)
     files.put(pki.ca.issue("localhost", extensions=SERVER))
@@ -161,7 +161,7 @@ WRONG = r"Warning: The clock looks wrong: it says 1970-01-0\d, but it is 20\d\d-
 def lost(new_broker, pki):
     """lost(*lines): a broker that was switched on in 1970."""
     def create(*lines, **options):
-        return new_broker(config=mutual(pki.server(), *lines, **options) + ANYBODY, args=["-v"],
+        return new_broker(config=mutual(pki.server(), *lines, **options) + READS_AGAIN, args=["-v"],
                           env=clock(pki, at=3600))
     return create
 
@@ -206,14 +206,14 @@ def test_revocation_in_1970(lost, connect, pki, tmp_path):
 def test_own_certificate_in_1970(new_broker, pki):
     """That ours has expired is noticed in 1970 too."""
     pair = pki.ca.issue("localhost", extensions=SERVER, days=(-30, -2))
-    broker = new_broker(config=listener(pair) + ANYBODY, env=clock(pki, at=3600))
+    broker = new_broker(config=listener(pair) + READS_AGAIN, env=clock(pki, at=3600))
     broker.wait_log(WRONG)
     broker.wait_log(r"Warning: The certificate \S+ has expired on 20\d\d-")
 
 
 def test_right_clock(new_broker, connect, pki):
     """The library that the tests above use does nothing else."""
-    broker = new_broker(config=mutual(pki.server()) + ANYBODY, env=clock(pki))
+    broker = new_broker(config=mutual(pki.server()) + READS_AGAIN, env=clock(pki))
     exchange(connect, broker, trusting(pki.ca, pki.client()))
     assert "clock" not in broker.log()
 

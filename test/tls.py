@@ -187,6 +187,10 @@ def mutual(pair, *lines, cafile=None, port="port"):
 
 ANYBODY = "allow_anonymous true\n"
 
+# For brokers that read their files again: started by root they would give up the rights that they need for
+# the files of a test.
+READS_AGAIN = ANYBODY + "user root\n"
+
 
 def trusting(authority, pair=None, ciphers="DEFAULT@SECLEVEL=0"):
     """A client's context, with its certificate if it has one. SECLEVEL=0 lets it show weak ones."""
