@@ -170,7 +170,7 @@ def test_clock_of_1970(lost, connect, pki):
     """Whoever has a certificate comes in all the same; one that has expired stays out; the log says why
     the dates are odd, once."""
     broker = lost()
-    assert re.match(r"36\d\d: midge", broker.log())
+    assert re.match(r"36\d\d: ", broker.log())
     broker.wait_log(WRONG)
     exchange(connect, broker, trusting(pki.ca, pki.client()))
     seen, why = refused(broker, trusting(pki.ca, pki.ca.issue("pupil", days=(-30, -2))))
