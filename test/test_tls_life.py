@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from test_clients import WAIT_S, start  # noqa: F401
-from tls import ANYBODY, READS_AGAIN, SERVER, clock, exchange, listener, mutual, refused, together, trusting
+from tls import ANYBODY, READS_AGAIN, SERVER, clock, exchange, listener, mutual, refused, stamp, together, trusting
 from wire import wait_for
 
 
@@ -149,6 +149,31 @@ def test_changed_files_are_noticed(new_broker, connect, pki, files):
     for _ in range(3):
         exchange(connect, broker, context)
     assert broker.log().count("were read anew") == 1
+
+
+# The end of a certificate
+
+@pytest.mark.parametrize("days, said", [
+    (400, None), (30.5, None), (29.5, "expires in 29 days, on %s"), (6.5, "expires in 6 days, on %s"),
+    (0.5, "expires in 0 days, on %s"), (-0.5, "has expired on %s: clients will refuse it"),
+])
+def test_reminder(new_broker, connect, pki, days, said):
+    """A month before a certificate expires the log begins to warn; $SYS has the days that are left."""
+    pair = pki.ca.issue("localhost", extensions=SERVER, days=(-300, days))
+    last = stamp(days)
+    last = f"{last[:4]}-{last[4:6]}-{last[6:8]}"
+    broker = new_broker("listener {port2} 127.0.0.1", config=listener(pair) + ANYBODY)
+    warnings = [line for line in broker.log().splitlines() if "Warning" in line]
+    if said:
+        assert len(warnings) == 1 and re.search(said % last, warnings[0]), warnings
+    else:
+        assert not warnings
+    client = connect(broker=broker, address=("127.0.0.1", broker.ports["port2"]))
+    topics = f"$SYS/broker/certificate/{broker.port}/"
+    client.subscribe(topics + "#")
+    values = {p.topic[len(topics):]: p.payload.decode() for p in (client.expect_publish() for _ in range(2))}
+    assert values["expires"] == last
+    assert int(values["days"]) == (int(days) if days > 0 else -1)
 
 
 # The clock

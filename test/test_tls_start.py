@@ -225,7 +225,7 @@ DOUBTFUL = {
     "expired": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(-30, -2))),
                 rf"Warning: The certificate \S+ has expired on {day(-2)}: clients will refuse it\. Make a new one and "
                 r"send SIGHUP\."),
-    "not yet valid": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(2, 30))),
+    "not yet valid": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(2, 300))),
                       rf"Warning: The certificate \S+ is valid from {day(2)} on only: clients will refuse it until "
                       r"then, or the clock of this machine is wrong\."),
     "for clients": (lambda pki: listener(pki.ca.issue("localhost", extensions="extendedKeyUsage=clientAuth")),
