@@ -258,6 +258,9 @@ check_all(struct check *k)
 	if (!service_init(&k->service, &k->conf))
 		return;
 	service_user(&k->service, k->user, sizeof k->user);
+	if (k->conf.user && strcmp(k->conf.user, k->user) != 0)
+		log_notice("Files are looked at as user %s; only root can do "
+		    "it as %s.", k->user, k->conf.user);
 	check_config_file(k);
 	check_log(k);
 	check_pid_file(k);
