@@ -11,6 +11,8 @@ ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(HARD) $(CFLAGS)
 ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS)
 LIBS = -l:libbearssl.a -lm
 prefix = /usr/local
+man = $(prefix)/share/man
+etc = /etc/midge
 
 SRC := $(sort $(wildcard *.c))
 OBJ = $(SRC:%.c=$(B)/%.o)
@@ -30,7 +32,7 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
-$(B)/test_%: test/test_%.c test/check.h test/model.h $(MODULES)
+$(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h $(MODULES)
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
 
 $(B)/load: test/load.c | compiler
@@ -57,9 +59,12 @@ test: tools-test $(B)/midge $(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
 
+# Nobody gets an ssh server from trying the tests: those that need one, or the
+# other tools in the last line, are skipped where they are not there.
 tools-test:
 	@test/need.sh "the test" python3 python3-pytest python3-pytest-xdist \
-		python3-paho-mqtt mosquitto-clients nodejs npm
+		python3-paho-mqtt mosquitto-clients nodejs npm openssl \
+		$(if $(CI),shellcheck busybox openssh-server openssh-client)
 	@[ -d build/node_modules/mqtt ] || npm install --silent --no-audit \
 		--no-fund --prefix build mqtt@5
 
@@ -81,7 +86,7 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
 		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)
@@ -90,12 +95,26 @@ tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
 	@test/need.sh "the fuzzer" libclang-rt-dev
 
+include cross/targets.mk
+
 # A module includes only modules below it; see test/layers.sh.
 check:
 	@test/layers.sh
 
+# For this machine: program, manual, configuration if there is none, the unit.
 install: $(B)/midge
 	install -D -m 755 -s $(B)/midge $(DESTDIR)$(prefix)/sbin/midge
+	cross/manpages $(B)/man
+	install -D -m 644 $(B)/man/midge.8 $(DESTDIR)$(man)/man8/midge.8
+	install -D -m 644 $(B)/man/midge.conf.5 $(DESTDIR)$(man)/man5/midge.conf.5
+	[ -e $(DESTDIR)$(etc)/midge.conf ] || \
+		install -D -m 644 cross/midge.conf $(DESTDIR)$(etc)/midge.conf
+	sed 's,/usr/sbin,$(prefix)/sbin,; s,/etc/midge,$(etc),' \
+		cross/init/midge.service >$(B)/midge.service
+	install -D -m 644 $(B)/midge.service \
+		$(DESTDIR)$(prefix)/lib/systemd/system/midge.service
+	@echo 'As a service: useradd --system midge && systemctl daemon-reload &&'
+	@echo 'systemctl enable --now midge. For other systems see cross/init.'
 
 clean:
 	rm -rf build

@@ -1,11 +1,12 @@
 #include "check.h"
+#include "auth.h"
 #include "config.h"
 #include "listen.h"
 #include "service.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,37 +23,6 @@ struct check {
 };
 
 /* ---- files, as the later user sees them ---- */
-
-static void
-group_name(gid_t gid, char *out, size_t size)
-{
-	FILE *f = fopen("/etc/group", "re");
-	const struct group *g;
-
-	snprintf(out, size, "%u", (unsigned)gid);
-	while (f && (g = fgetgrent(f)))
-		if (g->gr_gid == gid)
-			snprintf(out, size, "%s", g->gr_name);
-	if (f)
-		fclose(f);
-}
-
-/* "owner root, group adm, mode 0640" */
-static void
-say_owner(const char *path, char *out, size_t size)
-{
-	char user[64], group[64];
-	struct stat st;
-
-	if (stat(path, &st) < 0) {
-		snprintf(out, size, "%s", strerror(errno));
-		return;
-	}
-	service_user_name(st.st_uid, user, sizeof user);
-	group_name(st.st_gid, group, sizeof group);
-	snprintf(out, size, "owner %s, group %s, mode %04o", user, group,
-	    (unsigned)st.st_mode & 07777);
-}
 
 static void
 folder_of(const char *file, char out[PATH_MAX])
@@ -89,13 +59,13 @@ check_written(const struct check *k, const char *option, const char *path)
 		log_warning("Warning: %s %s is a folder; it must be a file.",
 		    option, path);
 	} else if (access(path, F_OK) == 0) {
-		say_owner(path, owner, sizeof owner);
+		service_say_owner(path, owner, sizeof owner);
 		if (!allowed(k, path, W_OK))
 			log_warning("Warning: %s %s cannot be written by user "
 			    "%s (%s). 'chown %s %s' mends it.", option, path,
 			    k->user, owner, k->user, path);
 	} else if (access(folder, F_OK) == 0) {
-		say_owner(folder, owner, sizeof owner);
+		service_say_owner(folder, owner, sizeof owner);
 		if (!allowed(k, folder, W_OK | X_OK))
 			log_warning("Warning: %s %s cannot be made by user %s "
 			    "in %s (%s). 'install -m 600 -o %s /dev/null %s' "
@@ -119,7 +89,7 @@ check_config_file(const struct check *k)
 	if (!k->conf.file || access(k->conf.file, R_OK) < 0 ||
 	    allowed(k, k->conf.file, R_OK))
 		return;
-	say_owner(k->conf.file, owner, sizeof owner);
+	service_say_owner(k->conf.file, owner, sizeof owner);
 	log_warning("Warning: %s cannot be read by user %s (%s), so a reload "
 	    "would fail. 'chgrp %s %s; chmod g+r %s' mends it.", k->conf.file,
 	    k->user, owner, k->user, k->conf.file, k->conf.file);
@@ -244,12 +214,42 @@ check_limits(const struct check *k)
 			    c->listeners[i].max_connections + 100);
 }
 
+/* Their faults and doubts are logged as they are found. */
+static void
+check_passwords(const struct check *k)
+{
+	struct auth a;
+
+	service_as_user(&k->service, true);
+	if (auth_load(&a, &k->conf))
+		auth_fini(&a);
+	service_as_user(&k->service, false);
+}
+
+static void
+check_certificates(const struct check *k)
+{
+	struct tls_pool pool;
+
+	tls_pool_init(&pool, 1, -1);
+	for (unsigned i = 0; i < k->conf.n_listeners; i++) {
+		const struct config_listener *l = &k->conf.listeners[i];
+		struct tls_server *s = l->certfile ?
+		    tls_server_new(&pool, l) : NULL;
+
+		if (s)
+			tls_server_explain(s);
+		tls_server_unref(s);
+	}
+	tls_pool_fini(&pool);
+}
+
 /* Who may connect is told in any case. */
 static void
 tell_listeners(const struct check *k)
 {
 	for (unsigned i = 0; i < k->conf.n_listeners; i++)
-		listen_explain(&k->conf, &k->conf.listeners[i]);
+		listen_explain(&k->conf.listeners[i]);
 }
 
 static void
@@ -265,6 +265,8 @@ check_all(struct check *k)
 	check_log(k);
 	check_pid_file(k);
 	check_listeners(k);
+	check_passwords(k);
+	check_certificates(k);
 	check_limits(k);
 }
 

@@ -9,14 +9,25 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Work (see state.h) that one connection may cause in one turn. */
 #define WORK_MAX 20000
 
+/* The time for passwords in one turn, and the rounds between two looks at the
+ * clock: on the slowest Pi these take half a millisecond. */
+#define LOGIN_TURN_US 300
+#define LOGIN_ROUNDS 16
+
+/* What a CONNECT with a password counts as work of a turn. */
+#define LOGIN_WORK 50
+
 /* How long the last packet may take to leave, and then the peer to hang up. */
 #define LINGER_MS 5000
 
+/* Seconds that a TLS handshake may take, if connect_timeout is not less. */
+#define HANDSHAKE_S 15
 /* Connections that take each other's identifier: so many in such a time are
  * two devices. */
 #define TAKEOVERS_MAX 5
@@ -79,7 +90,7 @@ publish_will(struct broker *b, struct session *s)
 
 	msg_ref(m);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
-	if (auth_may_publish((struct mqtt_str){ m->bytes, m->topic_len }))
+	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
 	msg_unref(m);
 }
@@ -164,10 +175,51 @@ log_disconnect(struct broker *b, struct client *c, const char *reason,
 		    why ? why : "", why ? "." : "");
 }
 
+static void
+unlink_login(struct broker *b, struct login *l)
+{
+	*(l->prev ? &l->prev->next : &b->logins) = l->next;
+	*(l->next ? &l->next->prev : &b->logins_last) = l->prev;
+	l->next = l->prev = NULL;
+}
+
+static void
+link_login(struct broker *b, struct login *l)
+{
+	l->prev = b->logins_last;
+	l->next = NULL;
+	*(l->prev ? &l->prev->next : &b->logins) = l;
+	b->logins_last = l;
+}
+
+static void
+free_login(struct login *l)
+{
+	size_t size = sizeof *l + l->len;
+
+	explicit_bzero(l, size);
+	mem_free(l, size);
+}
+
+static void
+drop_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+
+	if (!l)
+		return;
+	if (!l->why)
+		unlink_login(b, l);
+	free_login(l);
+	c->login = NULL;
+}
+
 /* What stands in the output goes out, then the connection ends. */
 static void
 hang_up(struct broker *b, struct client *c)
 {
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_CLOSING;
 	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
 	todo(b, c);
@@ -179,6 +231,7 @@ client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
 {
 	if (c->state >= CLIENT_CLOSING)
 		return;
+	drop_login(b, c);
 	log_disconnect(b, c, reason ? mqtt_reason_name(reason) : NULL, why);
 	if (c->state == CLIENT_UP) {
 		if (reason)
@@ -193,10 +246,24 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 {
 	if (c->state < CLIENT_CLOSING)
 		log_disconnect(b, c, reason, NULL);
+	drop_login(b, c);
 	if (c->state == CLIENT_UP)
 		detach(b, c, true);
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
+}
+
+/* TLS does not work with this peer, or no more; what is to be said to it stands
+ * in the output already. */
+static void
+client_broken(struct broker *b, struct client *c)
+{
+	log_disconnect(b, c, "TLS error", tls_fault(c->conn.tls));
+	if (c->state == CLIENT_UP)
+		detach(b, c, true);
+	hang_up(b, c);
 }
 
 /* ---- CONNECT ---- */
@@ -211,18 +278,18 @@ refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
 	client_close(b, c, reason, why);
 }
 
-static const char *
-id_prefix(const struct broker *b, const struct client *c)
+static const struct guard *
+guard_of(const struct broker *b, const struct client *c)
 {
-	return c->listener->conf->auto_id_prefix ?
-	    c->listener->conf->auto_id_prefix : b->conf->auto_id_prefix ?
-	    b->conf->auto_id_prefix : "auto-";
+	return &b->auth.guards[c->listener->guard];
 }
 
 /* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
 static void
-make_id(struct broker *b, const char *prefix, char out[CONFIG_ID_MAX + 1])
+make_id(struct broker *b, const struct client *c, char out[CONFIG_ID_MAX + 1])
 {
+	const char *conf = guard_of(b, c)->conf->auto_id_prefix;
+	const char *prefix = conf ? conf : "auto-";
 	/* For early at boot, when there are no random bytes: unique will do. */
 	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
 	uint8_t r[sizeof unique];
@@ -243,8 +310,8 @@ make_id(struct broker *b, const char *prefix, char out[CONFIG_ID_MAX + 1])
 }
 
 static enum mqtt_reason
-check_id(const struct broker *b, const struct mqtt_connect *k,
-    const char **why)
+check_id(const struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, const char **why)
 {
 	const char *prefix = b->conf->clientid_prefixes;
 
@@ -255,7 +322,7 @@ check_id(const struct broker *b, const struct mqtt_connect *k,
 			*why = "empty client identifier";
 			return MQTT_BAD_CLIENT_ID;
 		}
-		if (!b->conf->allow_zero_length_clientid) {
+		if (!guard_of(b, c)->conf->allow_zero_length_clientid) {
 			*why = "empty client identifier; "
 			    "allow_zero_length_clientid is false";
 			return MQTT_BAD_CLIENT_ID;
@@ -319,22 +386,16 @@ check_keepalive(const struct broker *b, const struct mqtt_connect *k,
 	return MQTT_BAD_CLIENT_ID;
 }
 
+/* What is judged before the login. */
 static enum mqtt_reason
 check_connect(const struct broker *b, const struct client *c,
     const struct mqtt_connect *k, const char **why)
 {
-	enum mqtt_reason r;
-
 	if (mqtt_has(&k->props, MQTT_P_AUTH_METHOD)) {
 		*why = "no authentication method is supported";
 		return MQTT_BAD_AUTH_METHOD;    /* [MQTT5-4.12.0-1] */
 	}
-	if ((r = check_will(b, c, k, why)) != MQTT_OK ||
-	    (r = auth_login(b->conf, k, why)) != MQTT_OK ||
-	    (r = check_id(b, k, why)) != MQTT_OK ||
-	    (r = check_room(b, k, why)) != MQTT_OK)
-		return r;
-	return check_keepalive(b, k, why);
+	return check_will(b, c, k, why);
 }
 
 static struct will *
@@ -374,30 +435,15 @@ session_expiry(const struct broker *b, uint8_t version, bool clean,
 	return max >= 0 && e > max ? (uint32_t)max : e;
 }
 
-/* use_username_as_clientid: whoever knows one password has one session. */
-static enum mqtt_reason
-take_user_as_id(struct mqtt_connect *k, const char **why)
-{
-	if (k->user.len == 0) {
-		*why = "no user name, and use_username_as_clientid is true";
-		return MQTT_NOT_AUTHORIZED;
-	}
-	k->id = k->user;
-	return MQTT_OK;
-}
-
 /* What this listener asks of a CONNECT. */
 static enum mqtt_reason
-check_listener(const struct client *c, struct mqtt_connect *k,
+check_listener(const struct client *c, const struct mqtt_connect *k,
     const char **why)
 {
-	const struct config_listener *l = c->listener->conf;
-
-	if (!(l->versions >> k->version & 1)) {
-		*why = "accept_protocol_versions does not have this version";
-		return MQTT_BAD_VERSION;
-	}
-	return l->use_username_as_clientid ? take_user_as_id(k, why) : MQTT_OK;
+	if (c->listener->conf->versions >> k->version & 1)
+		return MQTT_OK;
+	*why = "accept_protocol_versions does not have this version";
+	return MQTT_BAD_VERSION;
 }
 
 /* The entry for a session's identifier, or that of the one longest ago. */
@@ -462,6 +508,34 @@ take_session(struct broker *b, const struct client *c,
 	}
 	*present = s != NULL;
 	return s ? s : session_new(&b->sessions, id);
+}
+
+/* The session's user, rules and guard are those of c. If it was somebody
+ * else's, what waits in it is judged anew. false: no memory. */
+static bool
+give_session(struct broker *b, struct client *c, struct session *s,
+    const struct mqtt_connect *k)
+{
+	static const uint8_t none[1];
+	struct mqtt_str user = k->user, old = session_user(s);
+	bool other;
+
+	if (!k->has_user)
+		user.p = NULL;
+	else if (!user.p)
+		user.p = none;
+	other = !user.p != !old.p || !mqtt_str_eq(user, old);
+	if (other && !session_set_user(s, user))
+		return false;
+	if (s->subs && (other || s->guard != c->listener->guard))
+		topic_forget_marks(&b->topics);
+	s->guard = c->listener->guard;
+	auth_bind(&b->auth, s);
+	route_recheck(b, s);
+	if (auth_is_dangerous(s))
+		log_notice("Client %s: the wildcard in its client id or user "
+		    "name keeps it from all patterns of the acl_file.", s->id);
+	return true;
 }
 
 static struct aliases *
@@ -566,13 +640,18 @@ accept_connect(struct broker *b, struct client *c,
 	int max = b->conf->max_keepalive;
 
 	if (id.len == 0) {
-		make_id(b, id_prefix(b, c), assigned);
+		make_id(b, c, assigned);
 		id = (struct mqtt_str){ (uint8_t *)assigned,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
 	}
 	if (w || !k->will)
 		s = take_session(b, c, k, id, &ack.session_present);
+	if (s && !give_session(b, c, s, k)) {
+		if (!ack.session_present)
+			client_end_session(b, s);
+		s = NULL;
+	}
 	if (!s) {
 		if (w) {
 			msg_unref(w->msg);
@@ -590,14 +669,271 @@ accept_connect(struct broker *b, struct client *c,
 	ack.tell_expiry = s->expiry != k->props.session_expiry;
 	set_keepalive(b, c);
 	log_connected(b, c, k);
+	if (c->conn.tls && b->conf->connection_messages)
+		log_notice("Client %s negotiated TLSv1.2 cipher %s",
+		    client_id(c), tls_cipher(c->conn.tls));
 	log_will(k);
 	send_connack(b, c, &ack);
 }
+
+/* The login was good. */
+static void
+enter(struct broker *b, struct client *c, struct mqtt_connect *k)
+{
+	const char *why = NULL;
+	enum mqtt_reason r;
+
+	if (c->listener->conf->use_username_as_clientid) {
+		if (!k->has_user || k->user.len == 0) {
+			refuse(b, c, MQTT_NOT_AUTHORIZED, "no user name, but "
+			    "use_username_as_clientid is true");
+			return;
+		}
+		k->id = k->user;
+	}
+	r = check_id(b, c, k, &why);
+	if (r == MQTT_OK)
+		r = check_room(b, k, &why);
+	if (r == MQTT_OK)
+		r = check_keepalive(b, k, &why);
+	if (r != MQTT_OK)
+		refuse(b, c, r, why);
+	else
+		accept_connect(b, c, k);
+}
+
+/* One line that begins with "Login refused: ADDRESS:PORT, ", which other
+ * programs rely on: what follows are words of the client. */
+static void
+refuse_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
+    enum mqtt_reason reason, const char *why)
+{
+	char name[CONN_NAME];
+
+	log_notice("Login refused: %s, client '%.*s', %s%.*s%s: %s.",
+	    conn_name(&c->conn.peer, name), (int)k->id.len,
+	    (const char *)k->id.p, k->has_user ? "user '" : "no user",
+	    (int)k->user.len, (const char *)k->user.p, k->has_user ? "'" : "",
+	    why);
+	refuse(b, c, reason, NULL);
+}
+
+/* With use_identity_as_username or use_subject_as_username the name is that of
+ * the certificate, whatever CONNECT says. false: there is none, and c is
+ * refused. */
+static bool
+take_identity(struct broker *b, struct client *c, struct mqtt_connect *k)
+{
+	const struct config_listener *l = c->listener->conf;
+	const char *id = c->conn.tls ? tls_identity(c->conn.tls) : NULL;
+
+	if (!l->use_identity_as_username && !l->use_subject_as_username)
+		return true;
+	if (!id) {
+		refuse_login(b, c, k, MQTT_BAD_LOGIN, l->require_certificate ?
+		    "its certificate has no Common Name that can be a user "
+		    "name" : "user names come from certificates here, and "
+		    "none was asked for; set require_certificate true");
+		return false;
+	}
+	c->certified = true;
+	k->has_user = true;
+	k->user = (struct mqtt_str){ (const uint8_t *)id,
+	    (uint32_t)strlen(id) };
+	k->password = (struct mqtt_str){ 0 };
+	return true;
+}
+
+/* A wrong password: the more of them an address has given, the later it gets
+ * the answer, but within connect_timeout. */
+static void
+hold_back(struct broker *b, struct client *c, const char *why)
+{
+	struct login *l = c->login;
+	int64_t due = b->now_ms + auth_delay(&b->delays, &c->conn.peer,
+	    b->conf->login_delay_max, b->now_ms);
+
+	if (due == b->now_ms) {
+		refuse_login(b, c, &l->k, MQTT_NOT_AUTHORIZED, why);
+		return;
+	}
+	unlink_login(b, l);
+	l->why = why;
+	if (due < c->timer.due_ms)
+		timer_set(&b->timers, &c->timer, due);
+}
+
+/* The password is right. What came behind the CONNECT is due now. */
+static void
+leave_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+
+	auth_forgive(&b->delays, &c->conn.peer);
+	unlink_login(b, l);
+	c->login = NULL;
+	c->state = CLIENT_NEW;
+	c->last_in_ms = b->now_ms;
+	enter(b, c, &l->k);
+	free_login(l);
+	c->conn.ready = c->conn.in_len > 0;
+	todo(b, c);
+}
+
+static void
+rebase(struct mqtt_str *s, const uint8_t *from, const uint8_t *to)
+{
+	if (s->p)
+		s->p = to + (s->p - from);
+}
+
+/* Has the password of a CONNECT checked, turn by turn. body: the packet's, of
+ * which a copy is kept. */
+static void
+begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
+    const struct auth_check *check, const uint8_t *body, size_t len)
+{
+	struct login *l = mem_alloc(sizeof *l + len);
+	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
+	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
+	    &l->k.will_props.forward };
+
+	if (!l) {
+		refuse(b, c, MQTT_QUOTA, "out of memory for the login");
+		return;
+	}
+	*l = (struct login){ .client = c, .check = *check, .k = *k,
+	    .len = (uint32_t)len };
+	memcpy(l->packet, body, len);
+	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+		rebase(views[i], body, l->packet);
+	link_login(b, l);
+	c->login = l;
+	c->state = CLIENT_LOGIN;
+	b->work += LOGIN_WORK;
+	todo(b, c);
+}
+
+static int64_t
+clock_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+void
+client_check_passwords(struct broker *b)
+{
+	int64_t end = b->logins ? clock_us() + LOGIN_TURN_US : 0;
+	const char *why;
+
+	while (b->logins && clock_us() < end) {
+		struct login *l = b->logins;
+
+		switch (auth_check_go(&l->check, l->k.password, LOGIN_ROUNDS,
+		    &why)) {
+		case AUTH_YES:
+			leave_login(b, l->client);
+			break;
+		case AUTH_NO:
+			hold_back(b, l->client, why);
+			break;
+		case AUTH_CHECK:
+			unlink_login(b, l);
+			link_login(b, l);
+		}
+	}
+}
+
+static void
+log_in(struct broker *b, struct client *c, struct mqtt_connect *k,
+    const uint8_t *body, size_t len)
+{
+	struct auth_check check;
+	const char *why;
+
+	if (!take_identity(b, c, k))
+		return;
+	switch (auth_login(guard_of(b, c), k, c->certified, &check, &why)) {
+	case AUTH_YES:
+		enter(b, c, k);
+		break;
+	case AUTH_NO:
+		refuse_login(b, c, k, MQTT_NOT_AUTHORIZED, why);
+		break;
+	case AUTH_CHECK:
+		begin_login(b, c, k, &check, body, len);
+	}
+	if (c->certified)
+		tls_forget_identity(c->conn.tls);       /* the session has it */
+}
+
+/* ---- everybody is judged anew ---- */
+
+static void
+judge_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+	const char *why;
+
+	switch (auth_login(guard_of(b, c), &l->k, false, &l->check, &why)) {
+	case AUTH_YES:
+		leave_login(b, c);
+		break;
+	case AUTH_NO:
+		refuse_login(b, c, &l->k, MQTT_NOT_AUTHORIZED, why);
+		break;
+	case AUTH_CHECK:
+		break;          /* it begins anew */
+	}
+}
+
+static void
+judge_client(struct broker *b, struct client *c, const struct auth *old)
+{
+	const struct guard *was = &old->guards[c->listener->guard];
+	const char *why;
+
+	if (c->state == CLIENT_LOGIN && !c->login->why)
+		judge_login(b, c);
+	if (c->state != CLIENT_UP || c->certified)
+		return;
+	why = auth_outdated(was, guard_of(b, c), session_user(c->session));
+	if (why)
+		client_close(b, c, MQTT_NOT_AUTHORIZED, why);
+}
+
+void
+client_rules_changed(struct broker *b, const struct auth *old)
+{
+	const struct hash *h = &b->sessions.by_id;
+
+	topic_forget_marks(&b->topics);
+	for (uint32_t i = 0; h->bucket && i <= h->mask; i++) {
+		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
+			struct session *s = HASH_OBJECT(l, struct session,
+			    link);
+
+			auth_bind(&b->auth, s);
+			route_recheck(b, s);
+		}
+	}
+	for (uint32_t fd = 0; fd < b->watch.n_fds; fd++)
+		if (b->watch.by_fd[fd])
+			judge_client(b, (struct client *)b->watch.by_fd[fd],
+			    old);
+}
+
+/* ---- CONNECT as it comes ---- */
 
 static void
 on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
     uint8_t flags)
 {
+	const uint8_t *body = in->p;
+	size_t len = (size_t)(in->end - in->p);
 	struct mqtt_connect k;
 	const char *why = NULL;
 	enum mqtt_reason r;
@@ -632,7 +968,10 @@ on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
 	if (r != MQTT_OK)
 		refuse(b, c, r, why);
 	else
-		accept_connect(b, c, &k);
+		log_in(b, c, &k, body, len);
+	/* The shared buffer would keep it for long. */
+	if (k.password.len)
+		explicit_bzero((void *)(uintptr_t)k.password.p, k.password.len);
 }
 
 /* ---- PUBLISH ---- */
@@ -714,7 +1053,7 @@ hand_on_mounted(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason reason;
 	uint32_t receivers;
 
-	if (!auth_may_publish(p->topic)) {
+	if (!auth_may_write(c->session, p->topic)) {
 		log_debug("Denied PUBLISH from %s (d%d, q%d, r%d, m%d, "
 		    "'%.*s', ... (%u bytes))", client_id(c), p->dup, p->qos,
 		    p->retain, p->id, (int)p->topic.len,
@@ -944,6 +1283,23 @@ check_filters(struct mqtt_in in, enum mqtt_type t, enum mqtt_version v,
 	return in.err;
 }
 
+/* A subscription that can never bring a message is refused, so that its client
+ * learns of it; 3.1 has no code for that. */
+static bool
+may_subscribe(const struct broker *b, const struct client *c,
+    struct mqtt_str filter)
+{
+	if (!b->conf->acl_check_subscribe || c->version == MQTT_31 ||
+	    auth_could_read(c->session, filter))
+		return true;
+	log_debug("\t%.*s (denied)", (int)filter.len,
+	    (const char *)filter.p);
+	log_notice("Denied SUBSCRIBE from %s ('%.*s'): no rule of the acl_file "
+	    "lets it read any such topic.", client_id(c), (int)filter.len,
+	    (const char *)filter.p);
+	return false;
+}
+
 /* One filter; the code for SUBACK. */
 static uint8_t
 subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
@@ -958,6 +1314,9 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 	f->retain_as_published |= c->bridge;
 	if (f->qos > c->listener->conf->max_qos)
 		f->qos = (uint8_t)c->listener->conf->max_qos;
+	if (!may_subscribe(b, c, f->filter))
+		return c->version == MQTT_5 ? MQTT_NOT_AUTHORIZED :
+		    MQTT_UNSPECIFIED;
 	log_debug("\t%.*s (QoS %d)", (int)f->filter.len,
 	    (const char *)f->filter.p, f->qos);
 	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
@@ -1135,6 +1494,19 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 
 /* ---- input ---- */
 
+/* One stable line for each handshake that fails; why may be NULL: no word was
+ * spoken yet. */
+static void
+log_refused_tls(const struct client *c, const char *why)
+{
+	char name[CONN_NAME];
+
+	if (why)
+		log_notice("TLS handshake with %s on port %d failed: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    why);
+}
+
 /* What the fixed header alone tells, before the body is waited for. */
 static bool
 header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
@@ -1158,6 +1530,13 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 	return true;
 }
 
+/* The head of a record with a handshake; no CONNECT begins like that. */
+static bool
+looks_like_tls(const uint8_t *p, size_t n)
+{
+	return n >= 3 && p[0] == 0x16 && p[1] == 3 && p[2] <= 4;
+}
+
 /* Handles the packets in data; the bytes that are done with. *whole: the size
  * of a packet that is not complete yet, if known. */
 static size_t
@@ -1170,7 +1549,14 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	int r;
 
 	*whole = 0;
-	while (done < n && c->state < CLIENT_CLOSING) {
+	if (c->state == CLIENT_NEW && looks_like_tls(data, n)) {
+		client_close(b, c, MQTT_PROTOCOL_ERROR, "the client appears "
+		    "to be using TLS to connect to a non-TLS listener; tell "
+		    "it not to, or give the listener certfile and keyfile");
+		return n;
+	}
+	while (done < n && c->state < CLIENT_CLOSING &&
+	    c->state != CLIENT_LOGIN) {
 		if (b->work > limit || conn_choked(&c->conn)) {
 			c->conn.ready = true;
 			return done;
@@ -1205,11 +1591,20 @@ client_input(struct broker *b, struct client *c)
 	size_t n, done, whole;
 	int r;
 
-	if (c->state == CLIENT_DEAD)
+	if (c->state == CLIENT_DEAD || c->state == CLIENT_LOGIN)
 		return;
 	r = conn_read(&c->conn, b->buf, &data, &n);
+	if (c->conn.tls && c->conn.out_len > 0)
+		todo(b, c);             /* an alert */
 	if (r == 0)
 		return;
+	if (r < 0 && errno == EPROTO && c->state < CLIENT_CLOSING) {
+		client_broken(b, c);
+		return;
+	}
+	if (r < 0 && errno == 0 && !conn_open(&c->conn) &&
+	    c->state < CLIENT_CLOSING)
+		log_refused_tls(c, tls_hung_up(c->conn.tls));
 	if (r < 0) {
 		client_cut_off(b, c, errno == 0 ? "connection closed by client" :
 		    errno == ENOMEM ? "out of memory" : "connection lost");
@@ -1225,6 +1620,9 @@ client_input(struct broker *b, struct client *c)
 		client_cut_off(b, c, "out of memory");
 	if (c->conn.ready)
 		todo(b, c);
+	else if (c->state < CLIENT_CLOSING && c->conn.tls &&
+	    tls_is_over(c->conn.tls))
+		client_input(b, c);     /* nothing more will wake it */
 }
 
 void
@@ -1240,7 +1638,53 @@ client_event(struct broker *b, struct client *c, short events)
 		client_cut_off(b, c, "connection lost");
 }
 
+/* ---- TLS ---- */
+
+void
+client_shake(struct broker *b, struct client *c)
+{
+	const char *words;
+	char name[CONN_NAME];
+
+	switch (conn_shake(&c->conn, b->now_ms, &words)) {
+	case TLS_GOES_ON:
+		todo(b, c);
+		break;
+	case TLS_DONE:
+		log_debug("TLS handshake with %s on port %d succeeded: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    words);
+		timer_set(&b->timers, &c->timer,
+		    b->now_ms + b->conf->connect_timeout * 1000);
+		todo(b, c);
+		client_input(b, c);     /* what came with it */
+		break;
+	case TLS_FAILED:
+		log_refused_tls(c, words);
+		hang_up(b, c);
+	}
+}
+
 /* ---- life ---- */
+
+/* false: no memory; c has nothing then. */
+static bool
+client_init(struct broker *b, struct client *c, struct listener *l, int fd,
+    const struct conn_addr *peer)
+{
+	if (!timer_init(&b->timers, &c->timer, TIMER_CLIENT))
+		return false;
+	conn_init(&c->conn, fd, peer);
+	c->listener = l;
+	c->last_in_ms = b->now_ms;
+	c->packet_max = UINT32_MAX;
+	if ((!*l->tls || (c->conn.tls = tls_new(*l->tls, c))) &&
+	    watch_add(&b->watch, &c->conn))
+		return true;
+	tls_free(c->conn.tls);
+	timer_fini(&b->timers, &c->timer);
+	return false;
+}
 
 void
 client_new(struct broker *b, struct listener *l, int fd,
@@ -1249,34 +1693,22 @@ client_new(struct broker *b, struct listener *l, int fd,
 	struct client *c = mem_zalloc(sizeof *c);
 	char name[CONN_NAME];
 
-	if (!c || !timer_init(&b->timers, &c->timer, TIMER_CLIENT)) {
-		mem_free(c, sizeof *c);
-		c = NULL;
-	} else {
-		conn_init(&c->conn, fd, peer);
-		if (!watch_add(&b->watch, &c->conn)) {
-			timer_fini(&b->timers, &c->timer);
-			mem_free(c, sizeof *c);
-			c = NULL;
-		}
-	}
 	conn_name(peer, name);
-	if (!c) {
+	if (!c || !client_init(b, c, l, fd, peer)) {
 		log_error("Client connection from %s denied: out of memory.",
 		    name);
+		mem_free(c, sizeof *c);
 		close(fd);
 		return;
 	}
 	if (b->conf->connection_messages)
 		log_notice("New connection from %s on port %d.", name,
 		    l->conf->port);
-	c->listener = l;
-	c->last_in_ms = b->now_ms;
-	c->packet_max = UINT32_MAX;
 	(*l->n_connections)++;
 	b->stats.connections++;
-	timer_set(&b->timers, &c->timer,
-	    b->now_ms + b->conf->connect_timeout * 1000);
+	timer_set(&b->timers, &c->timer, b->now_ms + (c->conn.tls &&
+	    b->conf->connect_timeout > HANDSHAKE_S ? HANDSHAKE_S :
+	    b->conf->connect_timeout) * 1000);
 }
 
 void
@@ -1317,8 +1749,24 @@ client_timer(struct broker *b, struct client *c)
 {
 	switch (c->state) {
 	case CLIENT_NEW:
+		if (!conn_open(&c->conn)) {
+			log_refused_tls(c, "the client did not complete it in "
+			    "time");
+			hang_up(b, c);
+			break;
+		}
 		client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
 		    "no CONNECT within connect_timeout");
+		break;
+	case CLIENT_LOGIN:
+		if (c->login->why)
+			refuse_login(b, c, &c->login->k, MQTT_NOT_AUTHORIZED,
+			    c->login->why);
+		else
+			client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
+			    "the password could not be checked within "
+			    "connect_timeout; fewer rounds (midge passwd -I) "
+			    "take less time");
 		break;
 	case CLIENT_UP:
 		keepalive_due(b, c);
@@ -1342,6 +1790,8 @@ client_settle(struct broker *b, struct client *c)
 		return;         /* it is on the list again */
 	}
 	if (c->state == CLIENT_CLOSING && c->conn.out_len == 0) {
+		conn_end(&c->conn);
+		send_flush(b, c);
 		shutdown(c->conn.fd, SHUT_WR);
 		c->state = CLIENT_LINGER;
 	}
@@ -1349,7 +1799,8 @@ client_settle(struct broker *b, struct client *c)
 		client_free(b, c);
 		return;
 	}
-	read = !conn_choked(&c->conn);
+	read = !conn_choked(&c->conn) && c->state != CLIENT_LOGIN &&
+	    (!c->conn.tls || tls_wants_input(c->conn.tls));
 	if ((c->conn.ready && read) ||
 	    (c->state == CLIENT_UP && !c->blocked && route_waits(c)))
 		todo(b, c);

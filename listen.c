@@ -267,37 +267,95 @@ say_where(const struct config_listener *l, char *out, size_t size)
 		snprintf(out, size, "from every network of this machine");
 }
 
+static bool
+names_from_certificates(const struct config_listener *l)
+{
+	return l->use_identity_as_username || l->use_subject_as_username;
+}
+
+/* Whether nobody at all can log in. */
+static bool
+shut(const struct config_listener *l)
+{
+	const struct config_security *s = &l->security;
+
+	if (names_from_certificates(l))
+		return !l->require_certificate;
+	return !s->allow_anonymous && !s->password_file && !s->any_user;
+}
+
+static void
+say_who(const struct config_listener *l, char *out, size_t size)
+{
+	const struct config_security *s = &l->security;
+	bool names = names_from_certificates(l);
+	int n;
+
+	if (shut(l))
+		n = snprintf(out, size, "nobody");
+	else if (names || s->allow_anonymous)
+		n = snprintf(out, size, "everybody");
+	else if (s->password_file)
+		n = snprintf(out, size, "the users of %s", s->password_file);
+	else
+		n = snprintf(out, size, "everybody with a user name");
+	if (l->require_certificate)
+		snprintf(out + n, size - (size_t)n, " with a certificate of "
+		    "%s%s", l->cafile ? l->cafile : l->capath,
+		    names ? ", which gives the user name," : "");
+}
+
+static const char *
+say_how(const struct config_listener *l)
+{
+	const struct config_security *s = &l->security;
+
+	if (names_from_certificates(l) || !s->password_file)
+		return "without a password";
+	return s->allow_anonymous ? "with a password if there is a user name" :
+	    "with a password";
+}
+
 /* What lets others in, or fewer. */
 static const char *
-advice(const struct config *c)
+advice(const struct config_listener *l)
 {
-	if (c->local_only)
+	if (l->local)
 		return "For other machines a configuration file needs a line "
 		    "like 'listener 1883'";
-	if (c->allow_anonymous)
-		return "'allow_anonymous false' and 'password_file FILE' ask "
+	if (shut(l))
+		return names_from_certificates(l) ?
+		    "'require_certificate true' asks for the certificates "
+		    "that user names are to come from" :
+		    "'password_file FILE' lets its users in, "
+		    "'allow_anonymous true' everybody";
+	if (!l->certfile)
+		return l->security.password_file ?
+		    "'certfile FILE' and 'keyfile FILE' encrypt" :
+		    "'allow_anonymous false' and 'password_file FILE' ask "
 		    "for passwords";
-	return "'password_file FILE' lets its users in, 'allow_anonymous true' "
-	    "everybody";
+	if (!l->require_certificate)
+		return "'require_certificate true' with 'cafile FILE' asks "
+		    "for certificates";
+	return "'crlfile FILE' shuts out certificates that were revoked";
 }
 
 void
-listen_explain(const struct config *c, const struct config_listener *l)
+listen_explain(const struct config_listener *l)
 {
-	char where[160], name[160];
-	const char *who = c->allow_anonymous ? "everybody may connect" :
-	    c->local_only ? "everybody with a user name may connect" :
-	    "nobody may connect";
+	char where[160], name[160], who[600];
 
 	/* One line for both loopback addresses. */
 	if (l->local && l->host[0] == ':')
 		return;
+	say_who(l, who, sizeof who);
 	say_where(l, where, sizeof where);
 	if (l->path)
 		snprintf(name, sizeof name, "Socket %s", l->path);
 	else
 		snprintf(name, sizeof name, "Port %d", l->port);
-	log_line(c->allow_anonymous || c->local_only ? LOG_T_INFO :
-	    LOG_T_WARNING, "%s: %s, %s, without a password, not encrypted. "
-	    "%s.", name, who, where, advice(c));
+	log_line(shut(l) ? LOG_T_WARNING : LOG_T_INFO,
+	    "%s: %s may connect, %s, %s, %s. %s.", name, who, where,
+	    say_how(l), l->certfile ? "with TLS" : "not encrypted",
+	    advice(l));
 }

@@ -22,7 +22,7 @@ bool listen_holder(int port, char out[LISTEN_HOLDER]);
 
 /* Logs in plain words who may connect to l, from where and how, and what
  * changes it: a warning if nobody may. */
-void listen_explain(const struct config *c, const struct config_listener *l);
+void listen_explain(const struct config_listener *l);
 
 /* Removes the file of a unix socket; nothing for others. */
 void listen_remove(const struct config_listener *l);

@@ -369,3 +369,33 @@ service_watchdog_ms(void)
 	/* Twice as often as it must be. */
 	return n / 2000 > 0 ? n / 2000 : 1;
 }
+
+static void
+group_name(gid_t gid, char *out, size_t size)
+{
+	FILE *f = fopen("/etc/group", "re");
+	const struct group *g;
+
+	snprintf(out, size, "%u", (unsigned)gid);
+	while (f && (g = fgetgrent(f)))
+		if (g->gr_gid == gid)
+			snprintf(out, size, "%s", g->gr_name);
+	if (f)
+		fclose(f);
+}
+
+void
+service_say_owner(const char *path, char *out, size_t size)
+{
+	char user[64], group[64];
+	struct stat st;
+
+	if (stat(path, &st) < 0) {
+		snprintf(out, size, "%s", strerror(errno));
+		return;
+	}
+	service_user_name(st.st_uid, user, sizeof user);
+	group_name(st.st_gid, group, sizeof group);
+	snprintf(out, size, "owner %s, group %s, mode %04o", user, group,
+	    (unsigned)st.st_mode & 07777);
+}

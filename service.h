@@ -61,4 +61,7 @@ void service_notify_reloading(void);
 /* How often it wants to hear "WATCHDOG=1", in milliseconds; 0: never. */
 int64_t service_watchdog_ms(void);
 
+/* "owner root, group adm, mode 0640", or why that cannot be told. */
+void service_say_owner(const char *path, char *out, size_t size);
+
 #endif

@@ -58,6 +58,31 @@ session_new(struct sessions *ss, struct mqtt_str id)
 	return s;
 }
 
+static void
+free_user(struct session *s)
+{
+	if (s->user)
+		mem_free(s->user, sizeof *s->user + s->user->len);
+	s->user = NULL;
+}
+
+bool
+session_set_user(struct session *s, struct mqtt_str user)
+{
+	struct session_user *copy = NULL;
+
+	if (user.p) {
+		copy = mem_alloc(sizeof *copy + user.len);
+		if (!copy)
+			return false;
+		copy->len = (uint16_t)user.len;
+		memcpy(copy->name, user.p, user.len);
+	}
+	free_user(s);
+	s->user = copy;
+	return true;
+}
+
 void
 session_free_will(struct session *s)
 {
@@ -93,6 +118,7 @@ session_free(struct sessions *ss, struct session *s)
 	while (s->subs)
 		topic_unsubscribe(ss->topics, s->subs);
 	session_free_will(s);
+	free_user(s);
 	mem_free(s->received, s->received_cap * sizeof *s->received);
 	timer_fini(ss->timers, &s->timer);
 	hash_remove(&ss->by_id, &s->link);

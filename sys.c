@@ -128,6 +128,27 @@ loads(struct broker *b)
 	}
 }
 
+/* When the certificates of the listeners with TLS expire. */
+static void
+certificates(struct broker *b)
+{
+	char name[64], day[CERT_DATE];
+
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		const struct tls_server *s = b->certs[i];
+		int port = b->conf->listeners[i].port;
+
+		if (!s)
+			continue;
+		snprintf(name, sizeof name, "certificate/%d/expires", port);
+		publish(b, name, cert_date(tls_server_cert(s)->not_after,
+		    day), true);
+		snprintf(name, sizeof name, "certificate/%d/days", port);
+		snprintf(day, sizeof day, "%d", tls_server_days(s));
+		publish(b, name, day, true);
+	}
+}
+
 void
 sys_timer(struct broker *b)
 {
@@ -139,6 +160,7 @@ sys_timer(struct broker *b)
 	loads(b);
 	counters(b);
 	clients(b);
+	certificates(b);
 	timer_set(&b->timers, &b->sys->timer,
 	    b->now_ms + b->conf->sys_interval * 1000);
 }
@@ -269,8 +291,10 @@ sys_init(struct broker *b)
 {
 	struct sys *s = mem_zalloc(sizeof *s);
 
-	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS))
+	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS)) {
+		mem_free(s, sizeof *s);
 		return false;
+	}
 	s->start_ms = s->last_ms = b->now_ms;
 	b->sys = s;
 	if (b->conf->sys_interval == 0)
@@ -283,6 +307,8 @@ sys_init(struct broker *b)
 void
 sys_fini(struct broker *b)
 {
+	if (!b->sys)
+		return;
 	for (unsigned i = 0; i < b->sys->n_lines; i++)
 		msg_unref(b->sys->line[i]);
 	timer_fini(&b->timers, &b->sys->timer);

@@ -10,7 +10,8 @@
 #include "log.h"
 #include "state.h"
 
-/* Sets b->sys and publishes for the first time. false: no memory. */
+/* Sets b->sys and publishes for the first time: certificates are read. false:
+ * no memory. */
 bool sys_init(struct broker *b);
 void sys_fini(struct broker *b);
 

@@ -483,7 +483,7 @@ static size_t
 match_size(const struct match *m)
 {
 	return sizeof *m + ((size_t)m->n_subs + m->n_groups) * sizeof(void *) +
-	    m->topic_len;
+	    m->topic_len + m->n_subs;
 }
 
 static uint8_t *
@@ -516,7 +516,15 @@ resolve(struct topics *t, struct mqtt_str topic, uint32_t hash)
 	if (t->found_n)
 		memcpy(m->who, t->found, t->found_n * sizeof *t->found);
 	memcpy(match_topic(m), topic.p, topic.len);
+	if (m->n_subs)
+		memset(match_mark(m, 0), 0, m->n_subs);
 	return m;
+}
+
+void
+topic_forget_marks(struct topics *t)
+{
+	t->generation++;
 }
 
 static bool

@@ -19,9 +19,10 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import tls  # noqa: E402
 import wire  # noqa: E402
 
-LIMIT_S = 60
+LIMIT_S = 60        # pytest.mark.limit(seconds) for those that need more
 
 numbers = itertools.count(1)
 
@@ -30,17 +31,31 @@ class TimeLimit(Exception):
     """Not a TimeoutError, which a socket that waits would take for its own."""
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "limit(seconds): a time limit of its own")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     """No test, set-up and clean-up included, may take longer than the limit."""
     def expired(*_):
         signal.alarm(LIMIT_S // 3)      # the clean-up has a limit as well
-        raise TimeLimit(f"{item.nodeid} took more than {LIMIT_S} s")
+        raise TimeLimit(f"{item.nodeid} took more than {limit} s")
+    marker = item.get_closest_marker("limit")
+    limit = marker.args[0] if marker else LIMIT_S
     before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(LIMIT_S)
+    signal.alarm(limit)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def pki():
+    """Authorities and certificates, made when they are asked for; see tls.py."""
+    made = tls.Pki()
+    yield made
+    made.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +93,8 @@ def new_broker():
 
 @pytest.fixture
 def dial(request):
-    """dial(broker=, address=, version=, timeout=, receive_buffer=): a Client on an open socket
-    that has sent nothing yet. Without broker or address, to the shared broker."""
+    """dial(broker=, address=, version=, timeout=, receive_buffer=, context=): a Client on an open
+    socket that has sent nothing yet. Without broker or address, to the shared broker."""
     clients = []
 
     def create(broker=None, address=None, **options):
@@ -101,8 +116,9 @@ def connect(dial):
     The rest goes to Client.connect(); client.connack is the answer. Without a client id
     the client gets one that no other test uses."""
     def create(client_id=None, broker=None, address=None, version=wire.V311, timeout=5,
-               receive_buffer=None, **fields):
-        client = dial(broker, address, version=version, timeout=timeout, receive_buffer=receive_buffer)
+               receive_buffer=None, context=None, **fields):
+        client = dial(broker, address, version=version, timeout=timeout, receive_buffer=receive_buffer,
+                      context=context)
         client.id = f"id{next(numbers)}" if client_id is None else client_id
         client.connect(client.id, **fields)
         return client

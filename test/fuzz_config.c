@@ -16,6 +16,8 @@ check_listener(const struct config_listener *l)
 	assert(l->path ? l->port == 0 && l->path[0] == '/' && !l->host :
 	    l->port > 0 && l->port < 65536);
 	assert(!l->host || (l->host[0] && !strpbrk(l->host, "\r\n")));
+	assert(!l->security.auto_id_prefix ||
+	    strlen(l->security.auto_id_prefix) <= 50);
 	assert(l->max_connections >= -1);
 	assert(l->max_qos >= 0 && l->max_qos <= 2);
 	assert(l->max_topic_alias >= 0 && l->max_topic_alias < 65536);
@@ -33,7 +35,6 @@ check(const struct config *c)
 	assert(c->n_listeners > 0 && c->n_listeners <= 65);
 	for (unsigned i = 0; i < c->n_listeners; i++)
 		check_listener(&c->listeners[i]);
-	assert(!c->auto_id_prefix || strlen(c->auto_id_prefix) <= 50);
 	assert(c->global_max_clients >= -1 && c->global_max_connections >= -1);
 	assert(c->max_inflight_bytes >= 0);
 	assert(c->connect_timeout > 0 && c->max_packet_size >= 20);

@@ -78,6 +78,13 @@ read_text(const char *text)
 	return read_bytes(text, strlen(text));
 }
 
+/* Whether clients without a name may use listener i. */
+static bool
+may_all(unsigned i)
+{
+	return c.listeners[i].security.allow_anonymous;
+}
+
 /* Whether this file is refused, with a word about the line. */
 static bool
 refused(const char *text, unsigned line)
@@ -102,7 +109,7 @@ TEST(nothing_given)
 
 	begin();
 	CHECK(read_args(1, argv) == CONFIG_RUN && !said[0]);
-	CHECK(!c.file && c.local_only && c.allow_anonymous && !c.verbose);
+	CHECK(!c.file && c.local_only && may_all(0) && !c.verbose);
 	CHECK(c.n_listeners == 2);
 	for (unsigned i = 0; i < 2; i++) {
 		struct config_listener *l = &c.listeners[i];
@@ -120,10 +127,11 @@ TEST(defaults)
 {
 	begin();
 	CHECK(read_text("") == CONFIG_RUN && is(c.file, file));
-	CHECK(c.allow_zero_length_clientid && c.connection_messages);
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(c.connection_messages);
 	CHECK(!c.queue_qos0_messages && c.retain_available);
 	CHECK(c.set_tcp_nodelay && !c.upgrade_outgoing_qos && !c.verbose);
-	CHECK(!c.auto_id_prefix && !c.clientid_prefixes);
+	CHECK(!c.security.auto_id_prefix && !c.clientid_prefixes);
 	CHECK(c.connect_timeout == 30 && c.max_inflight_messages == 20);
 	CHECK(c.max_keepalive == 0 && c.max_packet_size == 2000000);
 	CHECK(c.max_queued_messages == 1000 && c.max_queued_bytes == 0);
@@ -343,8 +351,10 @@ TEST(truth_values)
 		const char *name;
 		bool *field;
 	} table[] = {
-		{ "allow_anonymous", &c.allow_anonymous },
-		{ "allow_zero_length_clientid", &c.allow_zero_length_clientid },
+		{ "acl_check_subscribe", &c.acl_check_subscribe },
+		{ "allow_anonymous", &c.security.allow_anonymous },
+		{ "allow_zero_length_clientid",
+		    &c.security.allow_zero_length_clientid },
 		{ "connection_messages", &c.connection_messages },
 		{ "log_timestamp", &c.log.timestamps },
 		{ "queue_qos0_messages", &c.queue_qos0_messages },
@@ -378,9 +388,11 @@ TEST(strings)
 		char **field;
 		size_t max;
 	} table[] = {
-		{ "auto_id_prefix", &c.auto_id_prefix, 50 },
+		{ "acl_file", &c.security.acl_file, 65535 },
+		{ "auto_id_prefix", &c.security.auto_id_prefix, 50 },
 		{ "clientid_prefixes", &c.clientid_prefixes, 65535 },
 		{ "log_timestamp_format", &c.log_timestamp_format, 100 },
+		{ "password_file", &c.security.password_file, 65535 },
 		{ "pid_file", &c.pid_file, PATH_MAX - 1 },
 		{ "user", &c.user, 255 },
 	};
@@ -449,7 +461,7 @@ TEST(listener_strings)
 		{ "bind_interface", offsetof(struct config_listener,
 		    interface), 15 },
 		{ "listener_auto_id_prefix", offsetof(struct config_listener,
-		    auto_id_prefix), 50 },
+		    security.auto_id_prefix), 50 },
 		{ "mount_point", offsetof(struct config_listener,
 		    mount_point), 1000 },
 	};
@@ -581,7 +593,7 @@ TEST(listeners)
 	    "max_topic_alias_broker 4\nsocket_domain ipv4\nprotocol mqtt\n"
 	    "listener 0 /run/a socket\nmaximum_qos 0\nmax_connections -1\n"
 	    "listener 65535 # the last\nsocket_domain ipv6\n") == CONFIG_RUN);
-	CHECK(c.n_listeners == 4 && !c.local_only && !c.allow_anonymous);
+	CHECK(c.n_listeners == 4 && !c.local_only && !may_all(0));
 	CHECK(c.listeners[0].port == 1884 && !c.listeners[0].host);
 	CHECK(c.listeners[0].max_connections == 5);
 	CHECK(c.listeners[0].max_qos == 1 && !c.listeners[0].local);
@@ -642,13 +654,53 @@ TEST(default_listener)
 TEST(anonymous_clients)
 {
 	begin();
-	CHECK(read_text("") == CONFIG_RUN && c.allow_anonymous);
+	CHECK(read_text("") == CONFIG_RUN && may_all(0));
 	CHECK(read_text("allow_anonymous false\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous && c.local_only);
+	CHECK(!may_all(0) && c.local_only);
 	CHECK(read_text("listener 1884\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous);
+	CHECK(!may_all(0));
 	CHECK(read_text("listener 1884\nallow_anonymous true\n") == CONFIG_RUN);
-	CHECK(c.allow_anonymous);
+	CHECK(may_all(0));
+	end();
+}
+
+/* What is said for all goes for each listener; what is said for one, for it
+ * alone; and nothing is lost. */
+TEST(security_per_listener)
+{
+	const struct config_security *s;
+
+	begin();
+	CHECK(read_text("listener 1\nacl_file a\nlistener 2\n"
+	    "listener_allow_anonymous true\nauto_id_prefix x\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(!may_all(0) && may_all(1));
+	for (int i = 0; i < 2; i++) {
+		s = &c.listeners[i].security;
+		CHECK(is(s->acl_file, "a") && is(s->auto_id_prefix, "x"));
+		CHECK(!s->password_file && !s->any_user);
+		CHECK(!s->allow_zero_length_clientid);
+	}
+	CHECK(read_text("per_listener_settings true\nlistener 1\n"
+	    "allow_anonymous true\nacl_file a\nlistener 2\nacl_file b\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(may_all(0) && !may_all(1));
+	CHECK(is(c.listeners[0].security.acl_file, "a"));
+	CHECK(is(c.listeners[1].security.acl_file, "b"));
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(!c.listeners[1].security.allow_zero_length_clientid);
+	/* The listeners of this machine, and the default one. */
+	CHECK(read_text("per_listener_settings true\nallow_anonymous 0\n"
+	    "acl_file a\n") == CONFIG_RUN && c.local_only);
+	CHECK(!may_all(0) && is(c.listeners[1].security.acl_file, "a"));
+	CHECK(c.listeners[0].security.any_user);
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "port 5\nlistener 6\n") == CONFIG_RUN);
+	CHECK(!c.listeners[0].security.acl_file);
+	CHECK(is(c.listeners[1].security.acl_file, "a"));
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "listener 6\n") == CONFIG_BAD);
+	CHECK(refused("allow_anonymous 1\nper_listener_settings 1\n", 2));
 	end();
 }
 
@@ -705,12 +757,11 @@ TEST(options_without_effect)
 /* What would make the broker less safe than asked for is never left out. */
 TEST(options_refused)
 {
-	static const char *const options[] = { "acl_file", "password_file",
-	    "cafile", "certfile", "persistence", "plugin", "connection",
-	    "require_certificate", "per_listener_settings", "psk_file",
-	    "psk_hint", "tls_engine", "tls_engine_kpass_sha1",
-	    "enable_proxy_protocol", "proxy_protocol_v2_require_tls",
-	    "websockets_origin", "tls_keyform" };
+	static const char *const options[] = { "persistence", "plugin",
+	    "connection", "psk_file", "psk_hint", "tls_engine",
+	    "tls_engine_kpass_sha1", "enable_proxy_protocol",
+	    "proxy_protocol_v2_require_tls", "websockets_origin",
+	    "tls_keyform" };
 	char text[64];
 
 	begin();
@@ -776,8 +827,8 @@ TEST(new_configuration)
 {
 	begin();
 	take_over("sys_interval 1\nauto_id_prefix a\n", "sys_interval 2\n");
-	CHECK(c.sys_interval == 2 && !c.auto_id_prefix && !said[0]);
-	CHECK(c.local_only && c.allow_anonymous && c.n_listeners == 2);
+	CHECK(c.sys_interval == 2 && !c.security.auto_id_prefix && !said[0]);
+	CHECK(c.local_only && may_all(0) && c.n_listeners == 2);
 	take_over("user a\npid_file b\n", "user c\nsys_interval 2\n");
 	CHECK(is(c.user, "a") && is(c.pid_file, "b") && c.sys_interval == 2);
 	CHECK(strstr(said, "new user") && strstr(said, "new pid_file"));
@@ -793,11 +844,11 @@ TEST(new_configuration)
 	CHECK(c.listeners[0].port == 1 && strstr(said, "Error: Listeners"));
 	/* Who is let in without a user name follows where it listens. */
 	take_over("", "listener 1\n");
-	CHECK(c.local_only && c.allow_anonymous);
+	CHECK(c.local_only && may_all(0));
 	take_over("listener 1\n", "");
-	CHECK(!c.local_only && !c.allow_anonymous && c.n_listeners == 1);
+	CHECK(!c.local_only && !may_all(0) && c.n_listeners == 1);
 	take_over("", "allow_anonymous false\n");
-	CHECK(!c.allow_anonymous && !said[0]);
+	CHECK(!may_all(0) && !said[0]);
 	end();
 }
 

@@ -255,8 +255,13 @@ def test_reload_of_queue_limits(new_broker, connect):
     away.nothing()
 
 
-def test_reload_of_allow_anonymous(reloaded, dial):
-    broker, _ = reloaded("", "allow_anonymous false\n")
+def test_reload_of_allow_anonymous(new_broker, connect, dial):
+    """Who is there without a name has to go, who comes is not let in."""
+    broker = new_broker(config=BASE)
+    there = connect(broker=broker, version=V5)
+    write(broker, BASE + "allow_anonymous false\n")
+    hup(broker)
+    there.expect_disconnect(0x87)
     client = dial(broker, version=V311)
     client.connect("x", reason=5)
     client.expect_closed()

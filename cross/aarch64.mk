@@ -1,0 +1,6 @@
+# For 64-bit kernels that cannot run 32-bit programs.
+T = aarch64-linux-gnu
+CPU = -march=armv8-a
+RUN = qemu-aarch64 -cpu cortex-a53
+DEB = arm64
+LINK = -Wl,-z,max-page-size=0x10000

@@ -1,0 +1,6 @@
+# The PC itself.
+T = x86_64-linux-gnu
+CPU = -march=x86-64
+RUN =
+DEB = amd64
+LINK = -Wl,-z,max-page-size=0x1000
