@@ -17,6 +17,8 @@
 #define MOUNT_MAX 1000
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
+#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
+#define LOG_FILE_SIZE 10000000
 #define PLUGINS_MAX 16          /* lines plugin_load */
 
 /* The plugins of Mosquitto 2.1 that midge has built in. */
@@ -29,8 +31,6 @@ struct plugin {
 	enum plugin_kind kind;
 	bool used;
 };
-#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
-#define LOG_FILE_SIZE 10000000
 
 /* Where the parser stands. */
 struct parser {

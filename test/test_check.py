@@ -90,15 +90,25 @@ def test_each(check, config, prepare, code, text):
     assert out.splitlines()[-1].endswith("The broker would start." if code == 1 else "The broker would not start.")
 
 
+def secret(name):
+    def prepare(broker):
+        with open(broker.path(name), "w") as f:
+            os.fchmod(f.fileno(), 0o600)
+    return prepare
+
+
 @root
 @pytest.mark.parametrize("lines, prepare, text", [
     ("user nobody\n", lambda b: os.chmod(b.conf, 0o600),
-     r"cannot be read by user nobody \(owner root, group root, mode 0600\), so a reload would fail\. 'chgrp nobody "),
+     r"cannot be read by user nobody \(owner root, group root, mode 0600\), so SIGHUP would fail\. 'chgrp nobody "),
+    ("user nobody\npassword_file {dir}/users\nper_listener_settings false\n", secret("users"),
+     r"/users cannot be read by user nobody \(owner root, group root, mode 0600\), so SIGHUP would fail"),
+    ("user nobody\nacl_file {dir}/rules\n", secret("rules"), r"/rules cannot be read by user nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: open(b.path("log"), "w").close(),
      r"log_dest file \S+ cannot be written by user nobody \(owner root, .*'chown nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: os.chmod(b.dir, 0o755),
      r"log_dest file \S+ cannot be made by user nobody in "),
-], ids=["config", "log", "folder"])
+], ids=["config", "passwords", "rules", "log", "folder"])
 def test_files_after_the_rights_are_given_up(check, lines, prepare, text):
     code, out = check(BASE + lines, prepare)
     assert code == 1
