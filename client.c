@@ -1584,6 +1584,15 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	return c->state < CLIENT_CLOSING ? done : n;
 }
 
+/* The connection does not exist any more. */
+static void
+lost(struct broker *b, struct client *c, const char *reason)
+{
+	if (!conn_open(&c->conn) && c->state < CLIENT_CLOSING)
+		log_refused_tls(c, tls_hung_up(c->conn.tls));
+	client_cut_off(b, c, reason);
+}
+
 void
 client_input(struct broker *b, struct client *c)
 {
@@ -1602,11 +1611,8 @@ client_input(struct broker *b, struct client *c)
 		client_broken(b, c);
 		return;
 	}
-	if (r < 0 && errno == 0 && !conn_open(&c->conn) &&
-	    c->state < CLIENT_CLOSING)
-		log_refused_tls(c, tls_hung_up(c->conn.tls));
 	if (r < 0) {
-		client_cut_off(b, c, errno == 0 ? "connection closed by client" :
+		lost(b, c, errno == 0 ? "connection closed by client" :
 		    errno == ENOMEM ? "out of memory" : "connection lost");
 		return;
 	}
@@ -1635,7 +1641,7 @@ client_event(struct broker *b, struct client *c, short events)
 	if (events & POLLIN)
 		client_input(b, c);
 	else if (events & (POLLERR | POLLHUP))
-		client_cut_off(b, c, "connection lost");
+		lost(b, c, "connection lost");
 }
 
 /* ---- TLS ---- */
