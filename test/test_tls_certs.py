@@ -336,8 +336,9 @@ def strict(new_broker, pki, tmp_path):
     def create(*files, cafile=None, start=True):
         crl = tmp_path / "crl.pem"
         crl.write_text("".join(open(f).read() for f in files))
-        return new_broker(config=mutual(pki.server(), f"crlfile {crl}", cafile=cafile) + ANYBODY, args=["-v"],
-                          start=start)
+        # Only root gets into tmp_path, where a reload finds the list.
+        config = mutual(pki.server(), f"crlfile {crl}", cafile=cafile) + ANYBODY + "user root\n"
+        return new_broker(config=config, args=["-v"], start=start)
     return create
 
 
