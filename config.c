@@ -414,6 +414,7 @@ set_listener(struct parser *p, char *value)
 	struct config_listener l = new_listener();
 	char *rest = value + strcspn(value, " \t");
 	long long port;
+	bool ok;
 
 	if (*rest)
 		*rest++ = 0;
@@ -427,8 +428,7 @@ set_listener(struct parser *p, char *value)
 		    "port 0 needs the path of a unix socket behind it");
 	if (p->c->n_listeners == LISTENERS_MAX)
 		return bad_value(p, value, "there are too many listeners");
-	if (!end_plugin(p))
-		return fault(p);
+	ok = end_plugin(p);
 	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
@@ -437,7 +437,7 @@ set_listener(struct parser *p, char *value)
 		l.host = copy(first_word(rest));
 	p->cur = add_listener(p->c, &l);
 	p->in_default = false;
-	return true;
+	return ok || fault(p);
 }
 
 static void
@@ -1365,7 +1365,6 @@ read_all(struct config *c, int argc, char **argv, bool all)
 	struct parser p = { .c = c, .in_default = true, .all = all };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
-	bool ok;
 
 	set_defaults(c);
 	c->argc = argc;
@@ -1377,17 +1376,20 @@ read_all(struct config *c, int argc, char **argv, bool all)
 		return act;
 	if (c->test && !all)
 		return CONFIG_TEST;
-	ok = !c->file || read_file(&p, c->file);
-	if (!end_plugins(&p) || !ok) {
+	if (c->file && !read_file(&p, c->file))
+		p.bad = true;
+	if (!end_plugins(&p))
+		p.bad = true;
+	if (p.bad && !all) {
 		free_listener(&p.def);
 		return CONFIG_BAD;
 	}
 	finish_log(c);
 	if (!finish_listeners(c, &p, a.ports, a.n_ports))
-		return CONFIG_BAD;
-	for (unsigned i = 0; i < c->n_listeners; i++)
-		if (!check_tls(&c->listeners[i]) && !all)
-			return CONFIG_BAD;
+		p.bad = true;
+	for (unsigned i = 0; i < c->n_listeners && (!p.bad || all); i++)
+		if (!check_tls(&c->listeners[i]))
+			p.bad = true;
 	return p.bad ? CONFIG_BAD : CONFIG_RUN;
 }
 

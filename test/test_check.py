@@ -59,6 +59,16 @@ def test_everything_at_once(check):
     assert out.splitlines()[-1] == "Errors: 5, warnings: 2. The broker would not start."
 
 
+def test_faults_of_what_belongs_together(check):
+    """Options that need others are told too, once each, and what comes behind them."""
+    code, out = check("per_listener_settings true\nplugin_load rules mosquitto_acl_file.so\nlistener {port}\n"
+                      "nonsense 1\ncafile /x\n")
+    assert code == 3
+    assert out.count("needs a line plugin_opt_acl_file") == 1
+    for text in ("midge.conf:3.", "nonsense", "plugin_use rules", "certfile and keyfile are missing", "may connect"):
+        assert text in out, out
+
+
 def taken(broker):
     s = socket.create_server(("127.0.0.1", broker.ports["port"]))
     broker.holder = s
