@@ -684,6 +684,7 @@ static const struct option options[] = {
 	{ "capath", STRING, L(capath), .max = PATH_MAX },
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
+	{ "check_retain_source", BOOL, G(check_retain_source) },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -767,7 +768,6 @@ static const struct option options[] = {
 	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
 	{ "autosave_interval", IGNORED, .why = LATER },
 	{ "autosave_on_changes", IGNORED, .why = LATER },
-	{ "check_retain_source", IGNORED, .why = LATER },
 	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
 	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
 	{ "enable_control_api", IGNORED,
@@ -1106,6 +1106,7 @@ set_defaults(struct config *c)
 	*c = (struct config){
 		.security.allow_zero_length_clientid = true,
 		.acl_check_subscribe = true,
+		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,

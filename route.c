@@ -290,9 +290,35 @@ to_member(struct broker *b, struct routed *r, const struct sub *sub)
 static bool
 retain(struct broker *b, struct routed *r)
 {
+	const struct session *s = r->from;
+
 	if (r->p.payload.len == 0)
 		return topic_retain(&b->topics, r->p.topic, NULL);
-	return routed_msg(r) && topic_retain(&b->topics, r->p.topic, r->msg);
+	if (!routed_msg(r) || !topic_retain(&b->topics, r->p.topic, r->msg))
+		return false;
+	if (!s || !s->rules || topic_note_source(&b->topics, r->p.topic,
+	    s->guard, session_user(s), session_id(s)))
+		return true;
+	topic_retain(&b->topics, r->p.topic, NULL);
+	return false;
+}
+
+/* check_retain_source: whether the publisher of a retained message might still
+ * publish it. */
+static bool
+source_may(const struct broker *b, const struct node *n, const struct msg *m)
+{
+	const struct source *s = b->conf->check_retain_source ?
+	    topic_source(&b->topics, n) : NULL;
+	struct acl_client who;
+
+	if (!s)
+		return true;
+	who.user = (struct mqtt_str){ s->has_user ? s->names : NULL,
+	    s->user_len };
+	who.id = (struct mqtt_str){ s->names + s->user_len, s->id_len };
+	return auth_may_write_as(&b->auth.guards[s->guard], &who,
+	    msg_topic(m));
 }
 
 /* Memory for all that a message needs, so that it reaches all or none. */
@@ -448,7 +474,8 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 			scan_end(&b->topics, scan);
 		return *steps > 0;
 	}
-	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)))
+	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)) ||
+	    !source_may(b, scan->at, m))
 		return true;
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;
