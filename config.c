@@ -17,6 +17,8 @@
 #define MOUNT_MAX 1000
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
+#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
+#define LOG_FILE_SIZE 10000000
 #define PLUGINS_MAX 16          /* lines plugin_load */
 
 /* The plugins of Mosquitto 2.1 that midge has built in. */
@@ -29,8 +31,6 @@ struct plugin {
 	enum plugin_kind kind;
 	bool used;
 };
-#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
-#define LOG_FILE_SIZE 10000000
 
 /* Where the parser stands. */
 struct parser {
@@ -414,6 +414,7 @@ set_listener(struct parser *p, char *value)
 	struct config_listener l = new_listener();
 	char *rest = value + strcspn(value, " \t");
 	long long port;
+	bool ok;
 
 	if (*rest)
 		*rest++ = 0;
@@ -427,8 +428,7 @@ set_listener(struct parser *p, char *value)
 		    "port 0 needs the path of a unix socket behind it");
 	if (p->c->n_listeners == LISTENERS_MAX)
 		return bad_value(p, value, "there are too many listeners");
-	if (!end_plugin(p))
-		return fault(p);
+	ok = end_plugin(p);
 	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
@@ -437,7 +437,7 @@ set_listener(struct parser *p, char *value)
 		l.host = copy(first_word(rest));
 	p->cur = add_listener(p->c, &l);
 	p->in_default = false;
-	return true;
+	return ok || fault(p);
 }
 
 static void
@@ -686,6 +686,7 @@ static const struct option options[] = {
 	{ "capath", STRING, L(capath), .max = PATH_MAX },
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
+	{ "check_retain_source", BOOL, G(check_retain_source) },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -773,9 +774,6 @@ static const struct option options[] = {
 	    .why = "overlapping subscriptions give one copy" },
 	{ "auth_plugin_deny_special_chars", IGNORED,
 	    .why = "it is for plugins only" },
-	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
-	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
-	{ "check_retain_source", IGNORED, .why = LATER },
 	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
 	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
 	{ "enable_control_api", IGNORED,
@@ -1109,6 +1107,7 @@ set_defaults(struct config *c)
 	*c = (struct config){
 		.security.allow_zero_length_clientid = true,
 		.acl_check_subscribe = true,
+		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,
@@ -1369,7 +1368,6 @@ read_all(struct config *c, int argc, char **argv, bool all)
 	struct parser p = { .c = c, .in_default = true, .all = all };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
-	bool ok;
 
 	set_defaults(c);
 	c->argc = argc;
@@ -1381,17 +1379,20 @@ read_all(struct config *c, int argc, char **argv, bool all)
 		return act;
 	if (c->test && !all)
 		return CONFIG_TEST;
-	ok = !c->file || read_file(&p, c->file);
-	if (!end_plugins(&p) || !ok) {
+	if (c->file && !read_file(&p, c->file))
+		p.bad = true;
+	if (!end_plugins(&p))
+		p.bad = true;
+	if (p.bad && !all) {
 		free_listener(&p.def);
 		return CONFIG_BAD;
 	}
 	finish_log(c);
 	if (!finish_listeners(c, &p, a.ports, a.n_ports))
-		return CONFIG_BAD;
-	for (unsigned i = 0; i < c->n_listeners; i++)
-		if (!check_tls(&c->listeners[i]) && !all)
-			return CONFIG_BAD;
+		p.bad = true;
+	for (unsigned i = 0; i < c->n_listeners && (!p.bad || all); i++)
+		if (!check_tls(&c->listeners[i]))
+			p.bad = true;
 	return p.bad ? CONFIG_BAD : CONFIG_RUN;
 }
 

@@ -28,7 +28,11 @@
 #define ALIKE_KINDS 32
 
 #define CLOSE_WAIT_MS 1000
-#define RETRY_MS 1000
+
+/* What a destination did not take is offered again after this time, longer each
+ * time when it takes nothing. */
+#define RETRY_MIN_MS 10
+#define RETRY_MAX_MS 1000
 
 /* How to write to a descriptor without being held up. */
 enum manner {
@@ -43,6 +47,7 @@ struct sink {
 	enum manner manner;
 	bool own;               /* opened here */
 	unsigned long lost;     /* lines, since it took the last one */
+	int retry_ms;
 	size_t from, to;        /* what is kept */
 	char *kept;             /* KEPT_MAX bytes */
 };
@@ -77,9 +82,12 @@ static struct {
 	.c = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE | LOG_T_INFO,
 	       .dests = LOG_D_STDERR, .timestamps = true, .facility = -1 },
 	.syslog_fd = -1,
-	.sink = { [ERR] = { .fd = 2, .manner = ASKING, .kept = kept[ERR] },
-	       [OUT] = { .fd = -1, .kept = kept[OUT] },
-	       [FIL] = { .fd = -1, .kept = kept[FIL] } },
+	.sink = { [ERR] = { .fd = 2, .manner = ASKING, .kept = kept[ERR],
+	       .retry_ms = RETRY_MIN_MS },
+	       [OUT] = { .fd = -1, .kept = kept[OUT],
+	       .retry_ms = RETRY_MIN_MS },
+	       [FIL] = { .fd = -1, .kept = kept[FIL],
+	       .retry_ms = RETRY_MIN_MS } },
 };
 
 static size_t
@@ -222,10 +230,17 @@ give_up(struct sink *k)
 	k->from = k->to = 0;
 }
 
+static int
+later(int ms)
+{
+	return ms * 2 > RETRY_MAX_MS ? RETRY_MAX_MS : ms * 2;
+}
+
 /* 0, or the errno of what failed for good; then what was kept is lost. */
 static int
 put(struct sink *k)
 {
+	size_t before = k->from;
 	ssize_t n;
 
 	while (k->from < k->to) {
@@ -234,6 +249,8 @@ put(struct sink *k)
 		if (n >= 0) {
 			k->from += (size_t)n;
 		} else if (errno == EAGAIN) {
+			k->retry_ms = k->from > before ? RETRY_MIN_MS :
+			    later(k->retry_ms);
 			return 0;
 		} else if (errno != EINTR) {
 			int err = errno;
@@ -513,10 +530,12 @@ log_flush(void)
 int
 log_wait_ms(void)
 {
+	int ms = lg.n_counted ? RETRY_MAX_MS : -1;
+
 	for (int i = 0; i < N_SINKS; i++)
-		if (lg.sink[i].to > lg.sink[i].from)
-			return RETRY_MS;
-	return lg.n_counted ? RETRY_MS : -1;
+		if (lg.sink[i].to > 0 && (ms < 0 || lg.sink[i].retry_ms < ms))
+			ms = lg.sink[i].retry_ms;
+	return ms;
 }
 
 /* Those who read get the last lines too, though they are slow. */

@@ -301,6 +301,7 @@ to_member(struct broker *b, struct routed *r, const struct sub *sub)
 static bool
 retain(struct broker *b, struct routed *r)
 {
+	const struct session *s = r->from;
 	struct msg *m = r->p.payload.len ? routed_msg(r) : NULL, *old;
 	bool ok;
 
@@ -310,10 +311,34 @@ retain(struct broker *b, struct routed *r)
 	if (old)
 		msg_ref(old);
 	ok = topic_retain(&b->topics, r->p.topic, m);
-	if (ok)
+	if (ok && m && s && s->rules && !topic_note_source(&b->topics,
+	    r->p.topic, s->guard, session_user(s), session_id(s))) {
+		topic_retain(&b->topics, r->p.topic, NULL);
+		m = NULL;
+		ok = false;
+	}
+	if (ok || !m)
 		persist_retain(b, r->p.topic, m, old);
 	msg_unref(old);
 	return ok;
+}
+
+/* check_retain_source: whether the publisher of a retained message might still
+ * publish it. */
+static bool
+source_may(const struct broker *b, const struct node *n, const struct msg *m)
+{
+	const struct source *s = b->conf->check_retain_source ?
+	    topic_source(&b->topics, n) : NULL;
+	struct acl_client who;
+
+	if (!s)
+		return true;
+	who.user = (struct mqtt_str){ s->has_user ? s->names : NULL,
+	    s->user_len };
+	who.id = (struct mqtt_str){ s->names + s->user_len, s->id_len };
+	return auth_may_write_as(&b->auth.guards[s->guard], &who,
+	    msg_topic(m));
 }
 
 /* Memory for all that a message needs, so that it reaches all or none. */
@@ -511,7 +536,8 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 			scan_end(&b->topics, scan);
 		return *steps > 0;
 	}
-	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)))
+	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)) ||
+	    !source_may(b, scan->at, m))
 		return true;
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;

@@ -355,6 +355,7 @@ TEST(truth_values)
 		{ "allow_anonymous", &c.security.allow_anonymous },
 		{ "allow_zero_length_clientid",
 		    &c.security.allow_zero_length_clientid },
+		{ "check_retain_source", &c.check_retain_source },
 		{ "connection_messages", &c.connection_messages },
 		{ "log_timestamp", &c.log.timestamps },
 		{ "queue_qos0_messages", &c.queue_qos0_messages },
