@@ -32,8 +32,18 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
-$(B)/test_%: test/test_%.c test/check.h test/model.h $(MODULES)
+$(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h \
+		test/numbers.h $(MODULES)
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
+
+# store with the calls that touch the disk in the hands of the tests.
+DISK = pwrite pwritev fdatasync fsync ftruncate fallocate rename unlink open \
+	fork
+
+$(B)/storetool: test/storetool.c test/faults.c test/faults.h test/numbers.h \
+		$(MODULES)
+	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) $(DISK:%=-Wl,--wrap=%) \
+		-o $@ test/storetool.c test/faults.c $(MODULES) $(LIBS)
 
 $(B)/load: test/load.c | compiler
 	@mkdir -p $(B)
@@ -55,7 +65,7 @@ run: $(B)/midge
 	@$(B)/midge -v
 
 # All tests: C units, the broker over sockets, real clients, the layers.
-test: tools-test $(B)/midge $(UNITS:%=$(B)/%) check
+test: tools-test $(B)/midge $(B)/storetool $(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
 
@@ -86,7 +96,7 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
 		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)

@@ -9,10 +9,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "client.h"
 #include "hash.h"
 #include "listen.h"
 #include "mem.h"
+#include "passwd.h"
 #include "state.h"
 #include "sys.h"
 
@@ -23,8 +25,48 @@
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
 
+#define DAY_MS (24 * 3600 * 1000)
+
 /* Work (see state.h) after which timers that are due wait for the next turn. */
 #define WORK_TIMERS 50000
+
+/* ---- certificates ---- */
+
+/* Reads the files of all listeners with TLS, or of those whose files have
+ * changed; what cannot be used leaves the old ones in force. */
+static void
+read_certificates(struct broker *b, bool all)
+{
+	struct tls_server *s;
+
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		const struct config_listener *k = &b->conf->listeners[i];
+
+		if (!b->certs[i] || !(tls_server_changed(b->certs[i],
+		    b->now_ms) || all))
+			continue;
+		s = tls_server_new(&b->tls, k);
+		log_notice(s ? "The certificates of port %d were read anew." :
+		    "Port %d goes on with the certificates that it had.",
+		    k->port);
+		if (!s)
+			continue;
+		tls_server_unref(b->certs[i]);
+		b->certs[i] = s;
+	}
+}
+
+/* Certificates that will expire: once a day is often enough. */
+static void
+remind(struct broker *b)
+{
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		if (!b->certs[i])
+			continue;
+		tls_server_remind(b->certs[i]);
+		timer_set(&b->timers, &b->daily, b->now_ms + DAY_MS);
+	}
+}
 
 /* ---- accepting ---- */
 
@@ -54,18 +96,32 @@ set_accepting(struct broker *b, bool on)
 	    b->now_ms + ACCEPT_PAUSE_MS);
 }
 
+/* NULL: there is room for one more, or the limit that says no. */
+static const char *
+limit_reached(const struct broker *b, const struct listener *l)
+{
+	int max = l->conf->max_connections;
+
+	if (max >= 0 && *l->n_connections >= (uint32_t)max)
+		return "max_connections";
+	max = b->conf->global_max_connections;
+	return max >= 0 && b->watch.n_conns >= (uint32_t)max ?
+	    "global_max_connections" : NULL;
+}
+
 static void
 take_client(struct broker *b, struct listener *l, int fd,
     const struct sockaddr_storage *ss)
 {
 	struct conn_addr a = peer_addr(ss);
-	int max = l->conf->max_connections, on = 1;
+	const char *limit = limit_reached(b, l);
 	char name[CONN_NAME];
+	int on = 1;
 
 	b->stats.sockets++;
-	if (max >= 0 && *l->n_connections >= (uint32_t)max) {
-		log_notice("Client connection from %s denied: "
-		    "max_connections exceeded.", conn_name(&a, name));
+	if (limit) {
+		log_notice("Client connection from %s denied: %s exceeded.",
+		    conn_name(&a, name), limit);
 		close(fd);
 		return;
 	}
@@ -81,18 +137,25 @@ accept_clients(struct broker *b, struct listener *l)
 	socklen_t len;
 	int fd;
 
+	if (*l->tls)
+		read_certificates(b, false);
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
 		    SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
+			b->out_of_fds = false;
 			take_client(b, l, fd, &ss);
 		} else if (errno == EMFILE || errno == ENFILE ||
 		    errno == ENOBUFS || errno == ENOMEM) {
-			log_error("Error: No more connections can be accepted "
-			    "(%s); trying again in a second. The limit is "
-			    "shown by 'ulimit -n'.", strerror(errno));
+			if (!b->out_of_fds)
+				log_error("Error: No more connections can be "
+				    "accepted (%s) until others leave. The "
+				    "limit is shown by 'ulimit -n'; for a "
+				    "service LimitNOFILE sets it.",
+				    strerror(errno));
+			b->out_of_fds = true;
 			set_accepting(b, false);
 			return;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -130,7 +193,22 @@ on_signal(void *arg, int signo)
 	if (signo == SIGINT || signo == SIGTERM)
 		b->stop = true;
 	else if (signo == SIGHUP)
+		b->reload = true;
+	else if (signo == SIGUSR2)
+		sys_report(b);
+	else if (signo == SIGRTMIN)
 		log_open(&b->conf->log);
+}
+
+static void
+feed_watchdog(struct broker *b)
+{
+	int64_t ms = service_watchdog_ms();
+
+	if (ms == 0)
+		return;
+	service_notify("WATCHDOG=1");
+	timer_set(&b->timers, &b->watchdog, b->now_ms + ms);
 }
 
 static void
@@ -155,6 +233,12 @@ on_timer(struct broker *b, struct timer *t)
 	case TIMER_ACCEPT:
 		set_accepting(b, true);
 		break;
+	case TIMER_DAILY:
+		remind(b);
+		break;
+	case TIMER_WATCHDOG:
+		feed_watchdog(b);
+		break;
 	}
 }
 
@@ -162,14 +246,19 @@ static int
 timeout(const struct broker *b)
 {
 	int64_t due = timer_next(&b->timers), now;
+	int wait, log_ms = log_wait_ms(), ms;
 
-	if (b->todo)
+	if (b->todo || b->logins)
 		return 0;
-	if (due == TIMER_NEVER)
-		return -1;
 	now = watch_clock();    /* the turn may have taken its time */
-	return due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
+	wait = tls_wait_ms(&b->tls, now);
+	if (wait >= 0 && due > now + wait)
+		due = now + wait;
+	if (due == TIMER_NEVER)
+		return log_ms;
+	ms = due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
 	    (int)(due - now);
+	return log_ms >= 0 && log_ms < ms ? log_ms : ms;
 }
 
 /* Takes the list of those who have something to be settled; what is put on it
@@ -203,8 +292,69 @@ handle_left_over(struct broker *b)
 			client_input(b, (struct client *)c);
 }
 
-/* Always in this order: wait, input, timers, log lines, output and closing,
- * and new connections last, when those that left are gone. */
+/* One step of one TLS handshake: an operation with a private key takes so long
+ * that no turn has two of them. */
+static void
+shake_hands(struct broker *b)
+{
+	struct client *c = tls_next(&b->tls, b->now_ms);
+
+	if (c)
+		client_shake(b, c);
+}
+
+/* Takes over a configuration that is good, if the files that it names are good
+ * too; *fresh is what is to be freed then. */
+static void
+take_over(struct broker *b, struct config *fresh)
+{
+	struct auth old = b->auth, rules;
+	struct config former;
+
+	config_keep(b->conf, fresh);
+	if (!auth_load(&rules, fresh)) {
+		config_keep(b->conf, fresh);    /* takes that back */
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one and the password and ACL files that were "
+		    "loaded before stay in force.");
+		return;
+	}
+	former = *b->conf;
+	*b->conf = *fresh;
+	*fresh = former;
+	mem_set_limit(b->conf->memory_limit);
+	b->auth = rules;
+	client_rules_changed(b, &old);
+	auth_fini(&old);
+	read_certificates(b, true);
+	sys_reload(b);
+}
+
+/* SIGHUP: the configuration, passwords and rules anew. Only when all of it is
+ * good anything changes; the log is opened anew in any case. */
+static void
+reload(struct broker *b)
+{
+	struct config fresh;
+
+	b->reload = false;
+	service_notify_reloading();
+	log_info("Reloading config.");
+	if (config_read(&fresh, b->conf->argc, b->conf->argv) == CONFIG_RUN) {
+		config_tell_kept(b->conf, &fresh);
+		take_over(b, &fresh);
+	} else {
+		log_error("Error: The configuration was not reloaded; the "
+		    "running one stays as it is.");
+	}
+	log_open(&b->conf->log);
+	config_free(&fresh);
+	service_notify("READY=1");
+}
+
+/* Always in this order: wait, input, a handshake, passwords, timers, log lines,
+ * output and closing, and new connections last, when those that left are gone.
+ */
 static void
 turn(struct broker *b)
 {
@@ -215,7 +365,11 @@ turn(struct broker *b)
 	log_flush();
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
+	if (b->reload)
+		reload(b);
 	handle_left_over(b);
+	shake_hands(b);
+	client_check_passwords(b);
 	b->work = 0;
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
@@ -233,8 +387,7 @@ turn(struct broker *b)
 /* ---- start and stop ---- */
 
 static bool
-add_listener(struct broker *b, const struct config_listener *conf, int fd,
-    uint32_t *n_connections)
+add_listener(struct broker *b, unsigned i, int fd)
 {
 	struct listener *all = mem_resize(b->listeners,
 	    b->n_listeners * sizeof *all, (b->n_listeners + 1) * sizeof *all);
@@ -242,8 +395,10 @@ add_listener(struct broker *b, const struct config_listener *conf, int fd,
 	if (!all)
 		return false;
 	b->listeners = all;
-	all[b->n_listeners++] = (struct listener){ .conf = conf, .fd = fd,
-	    .n_connections = n_connections };
+	all[b->n_listeners++] = (struct listener){
+	    .conf = &b->conf->listeners[i], .fd = fd,
+	    .n_connections = &b->counts[i], .tls = &b->certs[i],
+	    .guard = (uint8_t)i };
 	return watch_fixed(&b->watch, fd);
 }
 
@@ -253,15 +408,19 @@ open_listeners(struct broker *b)
 	const struct config *k = b->conf;
 	int fds[LISTEN_FDS], n;
 
+	for (unsigned i = 0; i < k->n_listeners; i++)
+		if (k->listeners[i].certfile && !(b->certs[i] =
+		    tls_server_new(&b->tls, &k->listeners[i])))
+			return false;
 	for (unsigned i = 0; i < k->n_listeners; i++) {
 		n = listen_open(&k->listeners[i], fds);
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
 		for (int j = 0; j < n; j++)
-			if (!add_listener(b, &k->listeners[i], fds[j],
-			    &b->counts[i]))
+			if (!add_listener(b, i, fds[j]))
 				return false;
+		listen_explain(&k->listeners[i]);
 	}
 	return true;
 }
@@ -285,12 +444,17 @@ init(struct broker *b)
 	    .timers = &b->timers, .timer_kind = TIMER_SESSION };
 	b->buf = mem_alloc(CONN_BUF);
 	b->counts = mem_zalloc(b->conf->n_listeners * sizeof *b->counts);
-	if (!b->buf || !b->counts || !watch_init(&b->watch) ||
+	b->certs = mem_zalloc(b->conf->n_listeners * sizeof *b->certs);
+	tls_pool_init(&b->tls, (unsigned)b->conf->max_handshakes,
+	    b->conf->tls_keylog ? tls_keylog_open(b->conf->tls_keylog) : -1);
+	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
+	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
+	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
-	return sys_init(b);
+	return true;
 }
 
 /* Their wills are published. No DISCONNECT 0x8B is sent, which the standard
@@ -336,13 +500,20 @@ stop(struct broker *b)
 		listen_remove(b->listeners[i].conf);
 	}
 	free_sessions(b);
+	auth_fini(&b->auth);
 	sys_fini(b);
 	topics_fini(&b->topics);
 	timer_fini(&b->timers, &b->accept_timer);
+	timer_fini(&b->timers, &b->watchdog);
+	timer_fini(&b->timers, &b->daily);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
 	mem_free(b->counts, b->conf->n_listeners * sizeof *b->counts);
+	for (unsigned i = 0; i < b->conf->n_listeners; i++)
+		tls_server_unref(b->certs[i]);
+	mem_free(b->certs, b->conf->n_listeners * sizeof *b->certs);
+	tls_pool_fini(&b->tls);
 	mem_free(b->subids, b->subids_cap * sizeof *b->subids);
 	mem_free(b->buf, CONN_BUF);
 	/* The ledger is right, or this is a leak of ours. */
@@ -369,42 +540,93 @@ log_start(const struct config *c)
 	    c->max_queued_messages, c->max_inflight_messages);
 }
 
-static int
-run(const struct config *c)
+/* What only root may do is done: from here on it is not needed any more. */
+static bool
+become_user(struct broker *b)
 {
-	struct broker b = { .conf = c };
+	if (b->conf->pid_file)
+		service_write_pid_file(&b->service, b->conf->pid_file);
+	if (service_drop(&b->service))
+		return true;
+	log_error("Error: Unable to become the user that midge is to run as: "
+	    "%s.", strerror(errno));
+	return false;
+}
+
+static void
+serve(struct broker *b)
+{
+	log_to_topic(sys_log, b);
+	log_info("midge version " MIDGE_VERSION " running");
+	log_flush();
+	service_started(&b->service);
+	if (b->conf->daemon)            /* its terminal may go now */
+		log_open(&b->conf->log);
+	service_notify("READY=1");
+	feed_watchdog(b);
+	remind(b);
+	while (!b->stop)
+		turn(b);
+	service_notify("STOPPING=1");
+	log_info("midge version " MIDGE_VERSION " terminating");
+}
+
+static int
+run(struct broker *b)
+{
 	bool ok;
 
-	log_start(c);
+	log_start(b->conf);
 	raise_descriptor_limit();
 	hash_seed();
-	mem_set_limit(c->memory_limit);
-	if (!init(&b)) {
+	mem_set_limit(b->conf->memory_limit);
+	if (!auth_load(&b->auth, b->conf))
+		return EXIT_FILES;
+	if (!init(b)) {
 		log_error("Error: Unable to start: %s.", strerror(errno));
 		return EXIT_START;
 	}
-	ok = open_listeners(&b);
-	if (ok) {
-		log_to_topic(sys_log, &b);
-		log_info("midge version " MIDGE_VERSION " running");
-		while (!b.stop)
-			turn(&b);
-		log_info("midge version " MIDGE_VERSION " terminating");
-	}
-	stop(&b);
+	/* Whatever only root may read is read before become_user. */
+	ok = open_listeners(b) && sys_init(b) && become_user(b);
+	if (ok)
+		serve(b);
+	stop(b);
+	service_remove_pid_file(&b->service);
 	return ok ? 0 : EXIT_START;
 }
 
-int
-main(int argc, char **argv)
+static int
+start(struct config *c)
+{
+	struct broker b = { .conf = c };
+
+	log_init();
+	if (!service_init(&b.service, c))
+		return EXIT_START;
+	if (c->daemon && !service_background(&b.service)) {
+		log_error("Error: Unable to go into the background: %s.",
+		    strerror(errno));
+		return EXIT_START;
+	}
+	service_make_folders(&b.service, c);
+	service_as_user(&b.service, true);
+	log_open(&c->log);
+	service_as_user(&b.service, false);
+	return run(&b);
+}
+
+static int
+broker_main(int argc, char **argv)
 {
 	struct config c;
 	int rc = 0;
 
 	switch (config_read(&c, argc, argv)) {
 	case CONFIG_RUN:
-		log_open(&c.log);
-		rc = run(&c);
+		rc = start(&c);
+		break;
+	case CONFIG_TEST:
+		rc = check_test(argc, argv);
 		break;
 	case CONFIG_HELP:
 		fputs(config_usage(), stdout);
@@ -418,4 +640,35 @@ main(int argc, char **argv)
 	log_close();
 	config_free(&c);
 	return rc;
+}
+
+/* The other programs in this one: midge NAME ..., or called by the name that
+ * they have elsewhere. */
+static const struct program {
+	const char *name, *elsewhere;
+	int (*main)(int argc, char **argv);
+} programs[] = {
+	{ "check", NULL, check_main },
+	{ "passwd", "mosquitto_passwd", passwd_main },
+};
+
+int
+main(int argc, char **argv)
+{
+	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+	const char *me = slash ? slash + 1 : argc > 0 ? argv[0] : "midge";
+	char name[64];
+
+	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+		const struct program *p = &programs[i];
+
+		if (p->elsewhere && !strcmp(me, p->elsewhere))
+			return p->main(argc, argv);
+		if (argc < 2 || strcmp(argv[1], p->name))
+			continue;
+		snprintf(name, sizeof name, "midge %s", p->name);
+		argv[1] = name;
+		return p->main(argc - 1, argv + 1);
+	}
+	return broker_main(argc, argv);
 }

@@ -9,17 +9,74 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Work (see state.h) that one connection may cause in one turn. */
 #define WORK_MAX 20000
 
+/* The time for passwords in one turn, and the rounds between two looks at the
+ * clock: on the slowest Pi these take half a millisecond. */
+#define LOGIN_TURN_US 300
+#define LOGIN_ROUNDS 16
+
+/* What a CONNECT with a password counts as work of a turn. */
+#define LOGIN_WORK 50
+
 /* How long the last packet may take to leave, and then the peer to hang up. */
 #define LINGER_MS 5000
+
+/* Seconds that a TLS handshake may take, if connect_timeout is not less. */
+#define HANDSHAKE_S 15
+/* Connections that take each other's identifier: so many in such a time are
+ * two devices. */
+#define TAKEOVERS_MAX 5
+#define TAKEOVERS_MS 60000
 
 /* Filters in one SUBSCRIBE that are looked at; what is beyond is refused, so
  * that no packet takes the loop for long. */
 #define FILTERS_MAX 10000
+
+/* ---- mount_point ---- */
+
+/* Puts the listener's mount point in front of a topic or filter, behind $share
+ * and its name if that is there. *own is the memory that s shows then, of
+ * s->len bytes and the caller's, or NULL. false: no memory, or too long. */
+static bool
+mount_behind(const struct client *c, uint32_t head, struct mqtt_str *s,
+    uint8_t **own)
+{
+	const char *point = c->listener->conf->mount_point;
+	uint32_t n = point ? (uint32_t)strlen(point) : 0;
+
+	*own = NULL;
+	if (n == 0)
+		return true;
+	if (s->len + n > UINT16_MAX || !(*own = mem_alloc(s->len + n)))
+		return false;
+	memcpy(*own, s->p, head);
+	memcpy(*own + head, point, n);
+	memcpy(*own + head + n, s->p + head, s->len - head);
+	*s = (struct mqtt_str){ *own, s->len + n };
+	return true;
+}
+
+static bool
+mount(const struct client *c, struct mqtt_str *topic, uint8_t **own)
+{
+	return mount_behind(c, 0, topic, own);
+}
+
+static bool
+mount_filter(const struct client *c, struct mqtt_str *filter, uint8_t **own)
+{
+	struct mqtt_str name, rest = *filter;
+
+	if (mqtt_is_shared(*filter) &&
+	    !mqtt_split_shared(*filter, &name, &rest))
+		return false;
+	return mount_behind(c, filter->len - rest.len, filter, own);
+}
 
 /* ---- the end of sessions and connections ---- */
 
@@ -33,7 +90,7 @@ publish_will(struct broker *b, struct session *s)
 
 	msg_ref(m);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
-	if (auth_may_publish((struct mqtt_str){ m->bytes, m->topic_len }))
+	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
 	msg_unref(m);
 }
@@ -118,10 +175,51 @@ log_disconnect(struct broker *b, struct client *c, const char *reason,
 		    why ? why : "", why ? "." : "");
 }
 
+static void
+unlink_login(struct broker *b, struct login *l)
+{
+	*(l->prev ? &l->prev->next : &b->logins) = l->next;
+	*(l->next ? &l->next->prev : &b->logins_last) = l->prev;
+	l->next = l->prev = NULL;
+}
+
+static void
+link_login(struct broker *b, struct login *l)
+{
+	l->prev = b->logins_last;
+	l->next = NULL;
+	*(l->prev ? &l->prev->next : &b->logins) = l;
+	b->logins_last = l;
+}
+
+static void
+free_login(struct login *l)
+{
+	size_t size = sizeof *l + l->len;
+
+	explicit_bzero(l, size);
+	mem_free(l, size);
+}
+
+static void
+drop_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+
+	if (!l)
+		return;
+	if (!l->why)
+		unlink_login(b, l);
+	free_login(l);
+	c->login = NULL;
+}
+
 /* What stands in the output goes out, then the connection ends. */
 static void
 hang_up(struct broker *b, struct client *c)
 {
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_CLOSING;
 	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
 	todo(b, c);
@@ -133,6 +231,7 @@ client_close(struct broker *b, struct client *c, enum mqtt_reason reason,
 {
 	if (c->state >= CLIENT_CLOSING)
 		return;
+	drop_login(b, c);
 	log_disconnect(b, c, reason ? mqtt_reason_name(reason) : NULL, why);
 	if (c->state == CLIENT_UP) {
 		if (reason)
@@ -147,10 +246,24 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 {
 	if (c->state < CLIENT_CLOSING)
 		log_disconnect(b, c, reason, NULL);
+	drop_login(b, c);
 	if (c->state == CLIENT_UP)
 		detach(b, c, true);
+	if (c->conn.tls)
+		tls_give_up(c->conn.tls);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
+}
+
+/* TLS does not work with this peer, or no more; what is to be said to it stands
+ * in the output already. */
+static void
+client_broken(struct broker *b, struct client *c)
+{
+	log_disconnect(b, c, "TLS error", tls_fault(c->conn.tls));
+	if (c->state == CLIENT_UP)
+		detach(b, c, true);
+	hang_up(b, c);
 }
 
 /* ---- CONNECT ---- */
@@ -165,12 +278,18 @@ refuse(struct broker *b, struct client *c, enum mqtt_reason reason,
 	client_close(b, c, reason, why);
 }
 
+static const struct guard *
+guard_of(const struct broker *b, const struct client *c)
+{
+	return &b->auth.guards[c->listener->guard];
+}
+
 /* A UUID behind the prefix, as Mosquitto makes them, that is no session's. */
 static void
-make_id(struct broker *b, char out[CONFIG_ID_MAX + 1])
+make_id(struct broker *b, const struct client *c, char out[CONFIG_ID_MAX + 1])
 {
-	const char *prefix = b->conf->auto_id_prefix ?
-	    b->conf->auto_id_prefix : "auto-";
+	const char *conf = guard_of(b, c)->conf->auto_id_prefix;
+	const char *prefix = conf ? conf : "auto-";
 	/* For early at boot, when there are no random bytes: unique will do. */
 	uint64_t unique[2] = { b->stats.connections, (uint64_t)b->now_ms };
 	uint8_t r[sizeof unique];
@@ -191,8 +310,8 @@ make_id(struct broker *b, char out[CONFIG_ID_MAX + 1])
 }
 
 static enum mqtt_reason
-check_id(const struct broker *b, const struct mqtt_connect *k,
-    const char **why)
+check_id(const struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, const char **why)
 {
 	const char *prefix = b->conf->clientid_prefixes;
 
@@ -203,7 +322,7 @@ check_id(const struct broker *b, const struct mqtt_connect *k,
 			*why = "empty client identifier";
 			return MQTT_BAD_CLIENT_ID;
 		}
-		if (!b->conf->allow_zero_length_clientid) {
+		if (!guard_of(b, c)->conf->allow_zero_length_clientid) {
 			*why = "empty client identifier; "
 			    "allow_zero_length_clientid is false";
 			return MQTT_BAD_CLIENT_ID;
@@ -217,6 +336,20 @@ check_id(const struct broker *b, const struct mqtt_connect *k,
 		return MQTT_BAD_CLIENT_ID;
 	}
 	return MQTT_OK;
+}
+
+/* Sessions of clients that are away count too. */
+static enum mqtt_reason
+check_room(const struct broker *b, const struct mqtt_connect *k,
+    const char **why)
+{
+	int max = b->conf->global_max_clients;
+
+	if (max < 0 || b->sessions.by_id.n < (uint32_t)max ||
+	    (k->id.len > 0 && session_find(&b->sessions, k->id)))
+		return MQTT_OK;
+	*why = "global_max_clients exceeded";
+	return MQTT_QUOTA;
 }
 
 static enum mqtt_reason
@@ -253,37 +386,36 @@ check_keepalive(const struct broker *b, const struct mqtt_connect *k,
 	return MQTT_BAD_CLIENT_ID;
 }
 
+/* What is judged before the login. */
 static enum mqtt_reason
 check_connect(const struct broker *b, const struct client *c,
     const struct mqtt_connect *k, const char **why)
 {
-	enum mqtt_reason r;
-
 	if (mqtt_has(&k->props, MQTT_P_AUTH_METHOD)) {
 		*why = "no authentication method is supported";
 		return MQTT_BAD_AUTH_METHOD;    /* [MQTT5-4.12.0-1] */
 	}
-	if ((r = check_will(b, c, k, why)) != MQTT_OK ||
-	    (r = auth_login(b->conf, k, why)) != MQTT_OK ||
-	    (r = check_id(b, k, why)) != MQTT_OK)
-		return r;
-	return check_keepalive(b, k, why);
+	return check_will(b, c, k, why);
 }
 
 static struct will *
-new_will(const struct mqtt_connect *k)
+new_will(const struct client *c, const struct mqtt_connect *k)
 {
 	struct mqtt_publish p = { .topic = k->will_topic,
 	    .payload = k->will_payload, .props = k->will_props.forward,
 	    .qos = k->will_qos, .retain = k->will_retain };
 	struct will *w = mem_alloc(sizeof *w);
+	uint8_t *own;
 
 	if (!w)
 		return NULL;
-	*w = (struct will){ .msg = msg_new(&p, MSG_NEVER),
-	    .delay = k->will_props.will_delay,
+	*w = (struct will){ .delay = k->will_props.will_delay,
 	    .expiry = k->will_props.message_expiry,
 	    .has_expiry = mqtt_has(&k->will_props, MQTT_P_MESSAGE_EXPIRY) };
+	if (mount(c, &p.topic, &own)) {
+		w->msg = msg_new(&p, MSG_NEVER);
+		mem_free(own, p.topic.len);
+	}
 	if (!w->msg) {
 		mem_free(w, sizeof *w);
 		return NULL;
@@ -303,17 +435,70 @@ session_expiry(const struct broker *b, uint8_t version, bool clean,
 	return max >= 0 && e > max ? (uint32_t)max : e;
 }
 
+/* What this listener asks of a CONNECT. */
+static enum mqtt_reason
+check_listener(const struct client *c, const struct mqtt_connect *k,
+    const char **why)
+{
+	if (c->listener->conf->versions >> k->version & 1)
+		return MQTT_OK;
+	*why = "accept_protocol_versions does not have this version";
+	return MQTT_BAD_VERSION;
+}
+
+/* The entry for a session's identifier, or that of the one longest ago. */
+static struct takeovers *
+find_takeovers(struct broker *b, uint32_t hash)
+{
+	struct takeovers *t = &b->takeovers[0];
+
+	for (int i = 0; i < TAKEOVERS_WATCHED; i++) {
+		if (b->takeovers[i].hash == hash && b->takeovers[i].n)
+			return &b->takeovers[i];
+		if (b->takeovers[i].last_ms < t->last_ms)
+			t = &b->takeovers[i];
+	}
+	*t = (struct takeovers){ .hash = hash, .start_ms = b->now_ms };
+	return t;
+}
+
+/* c takes the session of s->client. */
+static void
+note_takeover(struct broker *b, const struct session *s,
+    const struct client *c)
+{
+	struct takeovers *t = find_takeovers(b, s->link.hash);
+	char old[CONN_NAME], new[CONN_NAME];
+
+	if (b->now_ms - t->last_ms > TAKEOVERS_MS)
+		t->told = false;
+	if (b->now_ms - t->start_ms > TAKEOVERS_MS) {
+		t->start_ms = b->now_ms;
+		t->n = 0;
+	}
+	t->last_ms = b->now_ms;
+	if (++t->n < TAKEOVERS_MAX || t->told)
+		return;
+	t->told = true;
+	log_warning("Warning: Two devices seem to use the client id %s: %s and "
+	    "%s have taken it from each other %u times within a minute. Give "
+	    "each device an id of its own.", s->id,
+	    conn_name(&s->client->conn.peer, old),
+	    conn_name(&c->conn.peer, new), t->n);
+}
+
 /* The session for an accepted CONNECT: [MQTT-3.1.4-2] whoever is connected
  * under this id has to go, then [MQTT-3.1.2-4], [MQTT-3.1.2-6]. */
 static struct session *
-take_session(struct broker *b, const struct mqtt_connect *k,
-    struct mqtt_str id, bool *present)
+take_session(struct broker *b, const struct client *c,
+    const struct mqtt_connect *k, struct mqtt_str id, bool *present)
 {
 	struct session *s = session_find(&b->sessions, id);
 
 	if (s && s->client) {
 		log_error("Client %s already connected, closing old "
 		    "connection.", s->id);
+		note_takeover(b, s, c);
 		client_close(b, s->client, MQTT_TAKEN_OVER, NULL);
 		s = session_find(&b->sessions, id);
 	}
@@ -323,6 +508,34 @@ take_session(struct broker *b, const struct mqtt_connect *k,
 	}
 	*present = s != NULL;
 	return s ? s : session_new(&b->sessions, id);
+}
+
+/* The session's user, rules and guard are those of c. If it was somebody
+ * else's, what waits in it is judged anew. false: no memory. */
+static bool
+give_session(struct broker *b, struct client *c, struct session *s,
+    const struct mqtt_connect *k)
+{
+	static const uint8_t none[1];
+	struct mqtt_str user = k->user, old = session_user(s);
+	bool other;
+
+	if (!k->has_user)
+		user.p = NULL;
+	else if (!user.p)
+		user.p = none;
+	other = !user.p != !old.p || !mqtt_str_eq(user, old);
+	if (other && !session_set_user(s, user))
+		return false;
+	if (s->subs && (other || s->guard != c->listener->guard))
+		topic_forget_marks(&b->topics);
+	s->guard = c->listener->guard;
+	auth_bind(&b->auth, s);
+	route_recheck(b, s);
+	if (auth_is_dangerous(s))
+		log_notice("Client %s: the wildcard in its client id or user "
+		    "name keeps it from all patterns of the acl_file.", s->id);
+	return true;
 }
 
 static struct aliases *
@@ -364,6 +577,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 	    k->props.session_expiry);
 	s->window = window == 0 || window > k->props.receive_max ?
 	    k->props.receive_max : (uint16_t)window;
+	s->window_bytes = (uint32_t)b->conf->max_inflight_bytes;
 	s->dropping = false;
 	c->session = s;
 	c->state = CLIENT_UP;
@@ -422,17 +636,22 @@ accept_connect(struct broker *b, struct client *c,
 	struct connack ack = { 0 };
 	struct mqtt_str id = k->id;
 	struct session *s = NULL;
-	struct will *w = k->will ? new_will(k) : NULL;
+	struct will *w = k->will ? new_will(c, k) : NULL;
 	int max = b->conf->max_keepalive;
 
 	if (id.len == 0) {
-		make_id(b, assigned);
+		make_id(b, c, assigned);
 		id = (struct mqtt_str){ (uint8_t *)assigned,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
 	}
 	if (w || !k->will)
-		s = take_session(b, k, id, &ack.session_present);
+		s = take_session(b, c, k, id, &ack.session_present);
+	if (s && !give_session(b, c, s, k)) {
+		if (!ack.session_present)
+			client_end_session(b, s);
+		s = NULL;
+	}
 	if (!s) {
 		if (w) {
 			msg_unref(w->msg);
@@ -450,14 +669,271 @@ accept_connect(struct broker *b, struct client *c,
 	ack.tell_expiry = s->expiry != k->props.session_expiry;
 	set_keepalive(b, c);
 	log_connected(b, c, k);
+	if (c->conn.tls && b->conf->connection_messages)
+		log_notice("Client %s negotiated TLSv1.2 cipher %s",
+		    client_id(c), tls_cipher(c->conn.tls));
 	log_will(k);
 	send_connack(b, c, &ack);
 }
+
+/* The login was good. */
+static void
+enter(struct broker *b, struct client *c, struct mqtt_connect *k)
+{
+	const char *why = NULL;
+	enum mqtt_reason r;
+
+	if (c->listener->conf->use_username_as_clientid) {
+		if (!k->has_user || k->user.len == 0) {
+			refuse(b, c, MQTT_NOT_AUTHORIZED, "no user name, but "
+			    "use_username_as_clientid is true");
+			return;
+		}
+		k->id = k->user;
+	}
+	r = check_id(b, c, k, &why);
+	if (r == MQTT_OK)
+		r = check_room(b, k, &why);
+	if (r == MQTT_OK)
+		r = check_keepalive(b, k, &why);
+	if (r != MQTT_OK)
+		refuse(b, c, r, why);
+	else
+		accept_connect(b, c, k);
+}
+
+/* One line that begins with "Login refused: ADDRESS:PORT, ", which other
+ * programs rely on: what follows are words of the client. */
+static void
+refuse_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
+    enum mqtt_reason reason, const char *why)
+{
+	char name[CONN_NAME];
+
+	log_notice("Login refused: %s, client '%.*s', %s%.*s%s: %s.",
+	    conn_name(&c->conn.peer, name), (int)k->id.len,
+	    (const char *)k->id.p, k->has_user ? "user '" : "no user",
+	    (int)k->user.len, (const char *)k->user.p, k->has_user ? "'" : "",
+	    why);
+	refuse(b, c, reason, NULL);
+}
+
+/* With use_identity_as_username or use_subject_as_username the name is that of
+ * the certificate, whatever CONNECT says. false: there is none, and c is
+ * refused. */
+static bool
+take_identity(struct broker *b, struct client *c, struct mqtt_connect *k)
+{
+	const struct config_listener *l = c->listener->conf;
+	const char *id = c->conn.tls ? tls_identity(c->conn.tls) : NULL;
+
+	if (!l->use_identity_as_username && !l->use_subject_as_username)
+		return true;
+	if (!id) {
+		refuse_login(b, c, k, MQTT_BAD_LOGIN, l->require_certificate ?
+		    "its certificate has no Common Name that can be a user "
+		    "name" : "user names come from certificates here, and "
+		    "none was asked for; set require_certificate true");
+		return false;
+	}
+	c->certified = true;
+	k->has_user = true;
+	k->user = (struct mqtt_str){ (const uint8_t *)id,
+	    (uint32_t)strlen(id) };
+	k->password = (struct mqtt_str){ 0 };
+	return true;
+}
+
+/* A wrong password: the more of them an address has given, the later it gets
+ * the answer, but within connect_timeout. */
+static void
+hold_back(struct broker *b, struct client *c, const char *why)
+{
+	struct login *l = c->login;
+	int64_t due = b->now_ms + auth_delay(&b->delays, &c->conn.peer,
+	    b->conf->login_delay_max, b->now_ms);
+
+	if (due == b->now_ms) {
+		refuse_login(b, c, &l->k, MQTT_NOT_AUTHORIZED, why);
+		return;
+	}
+	unlink_login(b, l);
+	l->why = why;
+	if (due < c->timer.due_ms)
+		timer_set(&b->timers, &c->timer, due);
+}
+
+/* The password is right. What came behind the CONNECT is due now. */
+static void
+leave_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+
+	auth_forgive(&b->delays, &c->conn.peer);
+	unlink_login(b, l);
+	c->login = NULL;
+	c->state = CLIENT_NEW;
+	c->last_in_ms = b->now_ms;
+	enter(b, c, &l->k);
+	free_login(l);
+	c->conn.ready = c->conn.in_len > 0;
+	todo(b, c);
+}
+
+static void
+rebase(struct mqtt_str *s, const uint8_t *from, const uint8_t *to)
+{
+	if (s->p)
+		s->p = to + (s->p - from);
+}
+
+/* Has the password of a CONNECT checked, turn by turn. body: the packet's, of
+ * which a copy is kept. */
+static void
+begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
+    const struct auth_check *check, const uint8_t *body, size_t len)
+{
+	struct login *l = mem_alloc(sizeof *l + len);
+	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
+	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
+	    &l->k.will_props.forward };
+
+	if (!l) {
+		refuse(b, c, MQTT_QUOTA, "out of memory for the login");
+		return;
+	}
+	*l = (struct login){ .client = c, .check = *check, .k = *k,
+	    .len = (uint32_t)len };
+	memcpy(l->packet, body, len);
+	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+		rebase(views[i], body, l->packet);
+	link_login(b, l);
+	c->login = l;
+	c->state = CLIENT_LOGIN;
+	b->work += LOGIN_WORK;
+	todo(b, c);
+}
+
+static int64_t
+clock_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+void
+client_check_passwords(struct broker *b)
+{
+	int64_t end = b->logins ? clock_us() + LOGIN_TURN_US : 0;
+	const char *why;
+
+	while (b->logins && clock_us() < end) {
+		struct login *l = b->logins;
+
+		switch (auth_check_go(&l->check, l->k.password, LOGIN_ROUNDS,
+		    &why)) {
+		case AUTH_YES:
+			leave_login(b, l->client);
+			break;
+		case AUTH_NO:
+			hold_back(b, l->client, why);
+			break;
+		case AUTH_CHECK:
+			unlink_login(b, l);
+			link_login(b, l);
+		}
+	}
+}
+
+static void
+log_in(struct broker *b, struct client *c, struct mqtt_connect *k,
+    const uint8_t *body, size_t len)
+{
+	struct auth_check check;
+	const char *why;
+
+	if (!take_identity(b, c, k))
+		return;
+	switch (auth_login(guard_of(b, c), k, c->certified, &check, &why)) {
+	case AUTH_YES:
+		enter(b, c, k);
+		break;
+	case AUTH_NO:
+		refuse_login(b, c, k, MQTT_NOT_AUTHORIZED, why);
+		break;
+	case AUTH_CHECK:
+		begin_login(b, c, k, &check, body, len);
+	}
+	if (c->certified)
+		tls_forget_identity(c->conn.tls);       /* the session has it */
+}
+
+/* ---- everybody is judged anew ---- */
+
+static void
+judge_login(struct broker *b, struct client *c)
+{
+	struct login *l = c->login;
+	const char *why;
+
+	switch (auth_login(guard_of(b, c), &l->k, false, &l->check, &why)) {
+	case AUTH_YES:
+		leave_login(b, c);
+		break;
+	case AUTH_NO:
+		refuse_login(b, c, &l->k, MQTT_NOT_AUTHORIZED, why);
+		break;
+	case AUTH_CHECK:
+		break;          /* it begins anew */
+	}
+}
+
+static void
+judge_client(struct broker *b, struct client *c, const struct auth *old)
+{
+	const struct guard *was = &old->guards[c->listener->guard];
+	const char *why;
+
+	if (c->state == CLIENT_LOGIN && !c->login->why)
+		judge_login(b, c);
+	if (c->state != CLIENT_UP || c->certified)
+		return;
+	why = auth_outdated(was, guard_of(b, c), session_user(c->session));
+	if (why)
+		client_close(b, c, MQTT_NOT_AUTHORIZED, why);
+}
+
+void
+client_rules_changed(struct broker *b, const struct auth *old)
+{
+	const struct hash *h = &b->sessions.by_id;
+
+	topic_forget_marks(&b->topics);
+	for (uint32_t i = 0; h->bucket && i <= h->mask; i++) {
+		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
+			struct session *s = HASH_OBJECT(l, struct session,
+			    link);
+
+			auth_bind(&b->auth, s);
+			route_recheck(b, s);
+		}
+	}
+	for (uint32_t fd = 0; fd < b->watch.n_fds; fd++)
+		if (b->watch.by_fd[fd])
+			judge_client(b, (struct client *)b->watch.by_fd[fd],
+			    old);
+}
+
+/* ---- CONNECT as it comes ---- */
 
 static void
 on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
     uint8_t flags)
 {
+	const uint8_t *body = in->p;
+	size_t len = (size_t)(in->end - in->p);
 	struct mqtt_connect k;
 	const char *why = NULL;
 	enum mqtt_reason r;
@@ -485,12 +961,17 @@ on_connect(struct broker *b, struct client *c, struct mqtt_in *in,
 	}
 	if (r == MQTT_OK) {
 		c->packet_max = k.props.packet_max;
-		r = check_connect(b, c, &k, &why);
+		r = check_listener(c, &k, &why);
 	}
+	if (r == MQTT_OK)
+		r = check_connect(b, c, &k, &why);
 	if (r != MQTT_OK)
 		refuse(b, c, r, why);
 	else
-		accept_connect(b, c, &k);
+		log_in(b, c, &k, body, len);
+	/* The shared buffer would keep it for long. */
+	if (k.password.len)
+		explicit_bzero((void *)(uintptr_t)k.password.p, k.password.len);
 }
 
 /* ---- PUBLISH ---- */
@@ -564,7 +1045,7 @@ check_publish(const struct broker *b, struct client *c,
 
 /* Hands the message on. A reason from 0x80 on means that it went nowhere. */
 static enum mqtt_reason
-hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
+hand_on_mounted(struct broker *b, struct client *c, struct mqtt_publish *p)
 {
 	struct routed r = { .p = *p, .from = c->session,
 	    .expires_ms = msg_expiry(p, b->now_ms) };
@@ -572,7 +1053,7 @@ hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason reason;
 	uint32_t receivers;
 
-	if (!auth_may_publish(p->topic)) {
+	if (!auth_may_write(c->session, p->topic)) {
 		log_debug("Denied PUBLISH from %s (d%d, q%d, r%d, m%d, "
 		    "'%.*s', ... (%u bytes))", client_id(c), p->dup, p->qos,
 		    p->retain, p->id, (int)p->topic.len,
@@ -590,6 +1071,20 @@ hand_on(struct broker *b, struct client *c, struct mqtt_publish *p)
 	if (reason == MQTT_OK && receivers == 0)
 		return MQTT_NO_MATCHING_SUBSCRIBERS;
 	return reason;
+}
+
+static enum mqtt_reason
+hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
+{
+	struct mqtt_publish m = *p;
+	enum mqtt_reason r;
+	uint8_t *own;
+
+	if (!mount(c, &m.topic, &own))
+		return MQTT_QUOTA;
+	r = hand_on_mounted(b, c, &m);
+	mem_free(own, m.topic.len);
+	return r;
 }
 
 /* QoS 2, method B of section 4.3.3: the message is handed on at once, and its
@@ -788,6 +1283,23 @@ check_filters(struct mqtt_in in, enum mqtt_type t, enum mqtt_version v,
 	return in.err;
 }
 
+/* A subscription that can never bring a message is refused, so that its client
+ * learns of it; 3.1 has no code for that. */
+static bool
+may_subscribe(const struct broker *b, const struct client *c,
+    struct mqtt_str filter)
+{
+	if (!b->conf->acl_check_subscribe || c->version == MQTT_31 ||
+	    auth_could_read(c->session, filter))
+		return true;
+	log_debug("\t%.*s (denied)", (int)filter.len,
+	    (const char *)filter.p);
+	log_notice("Denied SUBSCRIBE from %s ('%.*s'): no rule of the acl_file "
+	    "lets it read any such topic.", client_id(c), (int)filter.len,
+	    (const char *)filter.p);
+	return false;
+}
+
 /* One filter; the code for SUBACK. */
 static uint8_t
 subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
@@ -802,6 +1314,9 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 	f->retain_as_published |= c->bridge;
 	if (f->qos > c->listener->conf->max_qos)
 		f->qos = (uint8_t)c->listener->conf->max_qos;
+	if (!may_subscribe(b, c, f->filter))
+		return c->version == MQTT_5 ? MQTT_NOT_AUTHORIZED :
+		    MQTT_UNSPECIFIED;
 	log_debug("\t%.*s (QoS %d)", (int)f->filter.len,
 	    (const char *)f->filter.p, f->qos);
 	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
@@ -832,6 +1347,20 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 	return MQTT_OK;
 }
 
+static uint8_t
+change_sub(struct broker *b, struct client *c, enum mqtt_type t,
+    struct mqtt_filter *f, uint32_t id)
+{
+	uint8_t *own, code;
+
+	if (!mount_filter(c, &f->filter, &own))
+		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
+	code = t == MQTT_UNSUBSCRIBE ? unsubscribe(b, c, f) :
+	    subscribe(b, c, f, id);
+	mem_free(own, f->filter.len);
+	return code;
+}
+
 /* Each filter in turn, like that many packets with one answer
  * [MQTT-3.8.4-4], [MQTT-3.10.4-6]. */
 static void
@@ -843,10 +1372,8 @@ each_filter(struct broker *b, struct client *c, struct mqtt_in *in,
 	for (uint32_t i = 0; in->p < in->end; i++) {
 		mqtt_get_filter(in, t, c->version, &f);
 		b->work++;
-		if (t == MQTT_UNSUBSCRIBE)
-			codes[i] = unsubscribe(b, c, &f);
-		else if (i < FILTERS_MAX)
-			codes[i] = subscribe(b, c, &f, id);
+		if (t == MQTT_UNSUBSCRIBE || i < FILTERS_MAX)
+			codes[i] = change_sub(b, c, t, &f, id);
 		else
 			codes[i] = c->version == MQTT_5 ? MQTT_QUOTA :
 			    MQTT_UNSPECIFIED;
@@ -967,6 +1494,19 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 
 /* ---- input ---- */
 
+/* One stable line for each handshake that fails; why may be NULL: no word was
+ * spoken yet. */
+static void
+log_refused_tls(const struct client *c, const char *why)
+{
+	char name[CONN_NAME];
+
+	if (why)
+		log_notice("TLS handshake with %s on port %d failed: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    why);
+}
+
 /* What the fixed header alone tells, before the body is waited for. */
 static bool
 header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
@@ -990,6 +1530,13 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 	return true;
 }
 
+/* The head of a record with a handshake; no CONNECT begins like that. */
+static bool
+looks_like_tls(const uint8_t *p, size_t n)
+{
+	return n >= 3 && p[0] == 0x16 && p[1] == 3 && p[2] <= 4;
+}
+
 /* Handles the packets in data; the bytes that are done with. *whole: the size
  * of a packet that is not complete yet, if known. */
 static size_t
@@ -1002,7 +1549,14 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	int r;
 
 	*whole = 0;
-	while (done < n && c->state < CLIENT_CLOSING) {
+	if (c->state == CLIENT_NEW && looks_like_tls(data, n)) {
+		client_close(b, c, MQTT_PROTOCOL_ERROR, "the client appears "
+		    "to be using TLS to connect to a non-TLS listener; tell "
+		    "it not to, or give the listener certfile and keyfile");
+		return n;
+	}
+	while (done < n && c->state < CLIENT_CLOSING &&
+	    c->state != CLIENT_LOGIN) {
 		if (b->work > limit || conn_choked(&c->conn)) {
 			c->conn.ready = true;
 			return done;
@@ -1030,6 +1584,15 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	return c->state < CLIENT_CLOSING ? done : n;
 }
 
+/* The connection does not exist any more. */
+static void
+lost(struct broker *b, struct client *c, const char *reason)
+{
+	if (!conn_open(&c->conn) && c->state < CLIENT_CLOSING)
+		log_refused_tls(c, tls_hung_up(c->conn.tls));
+	client_cut_off(b, c, reason);
+}
+
 void
 client_input(struct broker *b, struct client *c)
 {
@@ -1037,13 +1600,19 @@ client_input(struct broker *b, struct client *c)
 	size_t n, done, whole;
 	int r;
 
-	if (c->state == CLIENT_DEAD)
+	if (c->state == CLIENT_DEAD || c->state == CLIENT_LOGIN)
 		return;
 	r = conn_read(&c->conn, b->buf, &data, &n);
+	if (c->conn.tls && c->conn.out_len > 0)
+		todo(b, c);             /* an alert */
 	if (r == 0)
 		return;
+	if (r < 0 && errno == EPROTO && c->state < CLIENT_CLOSING) {
+		client_broken(b, c);
+		return;
+	}
 	if (r < 0) {
-		client_cut_off(b, c, errno == 0 ? "connection closed by client" :
+		lost(b, c, errno == 0 ? "connection closed by client" :
 		    errno == ENOMEM ? "out of memory" : "connection lost");
 		return;
 	}
@@ -1057,6 +1626,9 @@ client_input(struct broker *b, struct client *c)
 		client_cut_off(b, c, "out of memory");
 	if (c->conn.ready)
 		todo(b, c);
+	else if (c->state < CLIENT_CLOSING && c->conn.tls &&
+	    tls_is_over(c->conn.tls))
+		client_input(b, c);     /* nothing more will wake it */
 }
 
 void
@@ -1069,10 +1641,56 @@ client_event(struct broker *b, struct client *c, short events)
 	if (events & POLLIN)
 		client_input(b, c);
 	else if (events & (POLLERR | POLLHUP))
-		client_cut_off(b, c, "connection lost");
+		lost(b, c, "connection lost");
+}
+
+/* ---- TLS ---- */
+
+void
+client_shake(struct broker *b, struct client *c)
+{
+	const char *words;
+	char name[CONN_NAME];
+
+	switch (conn_shake(&c->conn, b->now_ms, &words)) {
+	case TLS_GOES_ON:
+		todo(b, c);
+		break;
+	case TLS_DONE:
+		log_debug("TLS handshake with %s on port %d succeeded: %s.",
+		    conn_name(&c->conn.peer, name), c->listener->conf->port,
+		    words);
+		timer_set(&b->timers, &c->timer,
+		    b->now_ms + b->conf->connect_timeout * 1000);
+		todo(b, c);
+		client_input(b, c);     /* what came with it */
+		break;
+	case TLS_FAILED:
+		log_refused_tls(c, words);
+		hang_up(b, c);
+	}
 }
 
 /* ---- life ---- */
+
+/* false: no memory; c has nothing then. */
+static bool
+client_init(struct broker *b, struct client *c, struct listener *l, int fd,
+    const struct conn_addr *peer)
+{
+	if (!timer_init(&b->timers, &c->timer, TIMER_CLIENT))
+		return false;
+	conn_init(&c->conn, fd, peer);
+	c->listener = l;
+	c->last_in_ms = b->now_ms;
+	c->packet_max = UINT32_MAX;
+	if ((!*l->tls || (c->conn.tls = tls_new(*l->tls, c))) &&
+	    watch_add(&b->watch, &c->conn))
+		return true;
+	tls_free(c->conn.tls);
+	timer_fini(&b->timers, &c->timer);
+	return false;
+}
 
 void
 client_new(struct broker *b, struct listener *l, int fd,
@@ -1081,34 +1699,22 @@ client_new(struct broker *b, struct listener *l, int fd,
 	struct client *c = mem_zalloc(sizeof *c);
 	char name[CONN_NAME];
 
-	if (!c || !timer_init(&b->timers, &c->timer, TIMER_CLIENT)) {
-		mem_free(c, sizeof *c);
-		c = NULL;
-	} else {
-		conn_init(&c->conn, fd, peer);
-		if (!watch_add(&b->watch, &c->conn)) {
-			timer_fini(&b->timers, &c->timer);
-			mem_free(c, sizeof *c);
-			c = NULL;
-		}
-	}
 	conn_name(peer, name);
-	if (!c) {
+	if (!c || !client_init(b, c, l, fd, peer)) {
 		log_error("Client connection from %s denied: out of memory.",
 		    name);
+		mem_free(c, sizeof *c);
 		close(fd);
 		return;
 	}
 	if (b->conf->connection_messages)
 		log_notice("New connection from %s on port %d.", name,
 		    l->conf->port);
-	c->listener = l;
-	c->last_in_ms = b->now_ms;
-	c->packet_max = UINT32_MAX;
 	(*l->n_connections)++;
 	b->stats.connections++;
-	timer_set(&b->timers, &c->timer,
-	    b->now_ms + b->conf->connect_timeout * 1000);
+	timer_set(&b->timers, &c->timer, b->now_ms + (c->conn.tls &&
+	    b->conf->connect_timeout > HANDSHAKE_S ? HANDSHAKE_S :
+	    b->conf->connect_timeout) * 1000);
 }
 
 void
@@ -1149,8 +1755,24 @@ client_timer(struct broker *b, struct client *c)
 {
 	switch (c->state) {
 	case CLIENT_NEW:
+		if (!conn_open(&c->conn)) {
+			log_refused_tls(c, "the client did not complete it in "
+			    "time");
+			hang_up(b, c);
+			break;
+		}
 		client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
 		    "no CONNECT within connect_timeout");
+		break;
+	case CLIENT_LOGIN:
+		if (c->login->why)
+			refuse_login(b, c, &c->login->k, MQTT_NOT_AUTHORIZED,
+			    c->login->why);
+		else
+			client_close(b, c, MQTT_KEEP_ALIVE_TIMEOUT,
+			    "the password could not be checked within "
+			    "connect_timeout; fewer rounds (midge passwd -I) "
+			    "take less time");
 		break;
 	case CLIENT_UP:
 		keepalive_due(b, c);
@@ -1174,6 +1796,8 @@ client_settle(struct broker *b, struct client *c)
 		return;         /* it is on the list again */
 	}
 	if (c->state == CLIENT_CLOSING && c->conn.out_len == 0) {
+		conn_end(&c->conn);
+		send_flush(b, c);
 		shutdown(c->conn.fd, SHUT_WR);
 		c->state = CLIENT_LINGER;
 	}
@@ -1181,7 +1805,8 @@ client_settle(struct broker *b, struct client *c)
 		client_free(b, c);
 		return;
 	}
-	read = !conn_choked(&c->conn);
+	read = !conn_choked(&c->conn) && c->state != CLIENT_LOGIN &&
+	    (!c->conn.tls || tls_wants_input(c->conn.tls));
 	if ((c->conn.ready && read) ||
 	    (c->state == CLIENT_UP && !c->blocked && route_waits(c)))
 		todo(b, c);

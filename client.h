@@ -18,6 +18,9 @@ void client_new(struct broker *b, struct listener *l, int fd,
 /* poll() said so. */
 void client_event(struct broker *b, struct client *c, short events);
 
+/* One step of the TLS handshake, for one that tls_next has named. */
+void client_shake(struct broker *b, struct client *c);
+
 /* Handles input that is there or was left over from the last turn. */
 void client_input(struct broker *b, struct client *c);
 
@@ -28,6 +31,13 @@ void client_settle(struct broker *b, struct client *c);
 
 /* Closes the socket and frees everything of a connection without session. */
 void client_free(struct broker *b, struct client *c);
+
+/* Goes on with the passwords that are being checked, for a bounded time. */
+void client_check_passwords(struct broker *b);
+
+/* b->auth is new, old is what it was before: everybody who is connected is
+ * judged anew. */
+void client_rules_changed(struct broker *b, const struct auth *old);
 
 /* The timer of a connection, of a session without one. */
 void client_timer(struct broker *b, struct client *c);

@@ -2,17 +2,35 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define PORT_DEFAULT 1883
+#define MOUNT_MAX 1000
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
+#define PLUGINS_MAX 16          /* lines plugin_load */
+
+/* The plugins of Mosquitto 2.1 that midge has built in. */
+enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL };
+enum plugin_scope { PLUGIN_HERE, PLUGIN_GLOBAL, PLUGIN_NAMED };
+
+struct plugin {
+	char *name;             /* of plugin_load */
+	char *file;             /* NULL: not said yet */
+	enum plugin_kind kind;
+	bool used;
+};
+#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
+#define LOG_FILE_SIZE 10000000
 
 /* Where the parser stands. */
 struct parser {
@@ -21,10 +39,21 @@ struct parser {
 	unsigned line;
 	const char *name;       /* the option at hand */
 	bool included;          /* in a file of include_dir */
+	bool all;               /* goes on after a fault */
+	bool bad;               /* there was one */
+	bool in_bridge;         /* behind a connection line */
 	bool in_default;        /* before the first listener line */
 	bool default_used;      /* port, bind_address or a listener option */
 	struct config_listener def;
 	struct config_listener *cur;    /* def, or the last listener */
+	bool security_used;     /* something of struct config_security */
+	bool security_early;    /* the same, before the first listener and with
+	                         * per_listener_settings */
+	struct plugin plugins[PLUGINS_MAX];
+	unsigned n_plugins;
+	enum plugin_kind plugin;        /* of the last plugin line */
+	enum plugin_scope plugin_scope;
+	bool plugin_has_file;
 };
 
 enum kind {
@@ -38,6 +67,8 @@ struct option {
 	const char *name;
 	enum kind kind;
 	bool listener;          /* the field is one of the current listener */
+	bool security;          /* the field is in a struct config_security */
+	bool at_start;          /* a reload does not change it */
 	size_t offset;
 	long long min, max;
 	bool (*set)(struct parser *p, char *value);
@@ -104,6 +135,31 @@ get_number(const struct parser *p, char *value, long long min, long long max,
 	return bad_value(p, value, want);
 }
 
+/* Well-formed UTF-8 without overlong forms and surrogates. */
+static bool
+is_utf8(const char *s)
+{
+	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	const unsigned char *p = (const unsigned char *)s;
+
+	while (*p) {
+		unsigned n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 :
+		    *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+		uint32_t ch = n > 1 ? *p & (0x7fu >> n) : *p;
+
+		for (unsigned i = 1; i < n; i++) {
+			if ((p[i] & 0xc0) != 0x80)
+				return false;
+			ch = ch << 6 | (p[i] & 0x3f);
+		}
+		if (n == 0 || ch < least[n] || ch > 0x10ffff ||
+		    (ch >= 0xd800 && ch < 0xe000))
+			return false;
+		p += n;
+	}
+	return true;
+}
+
 static char *
 copy(const char *s)
 {
@@ -127,8 +183,205 @@ set_string(const struct parser *p, char **field, const char *value)
 		    "(%s:%u).", p->name, p->file, p->line);
 		return true;
 	}
+	if (!is_utf8(value))
+		return bad_value(p, value, "it must be UTF-8");
+	if (strstr(value, " #"))
+		log_warning("Warning: the value of %s goes to the end of the "
+		    "line: '%s'. A comment needs a line of its own (%s:%u).",
+		    p->name, value, p->file, p->line);
 	*field = copy(value);
 	return true;
+}
+
+/* ---- who may what ---- */
+
+/* Where such options belong, here in the file. */
+static struct config_security *
+security_of(struct parser *p)
+{
+	p->security_used = true;
+	if (!p->c->per_listener)
+		return &p->c->security;
+	p->security_early |= p->in_default;
+	return &p->cur->security;
+}
+
+static void
+free_security(struct config_security *s)
+{
+	free(s->password_file);
+	free(s->acl_file);
+	free(s->auto_id_prefix);
+}
+
+static bool
+set_allow_anonymous(struct parser *p, char *value)
+{
+	struct config_security *s = security_of(p);
+
+	s->allow_anonymous_set = true;
+	return get_bool(p, value, &s->allow_anonymous);
+}
+
+static bool
+set_allow_zero_length(struct parser *p, char *value)
+{
+	struct config_security *s = security_of(p);
+
+	s->allow_zero_length_clientid_set = true;
+	return get_bool(p, value, &s->allow_zero_length_clientid);
+}
+
+static bool
+set_listener_anonymous(struct parser *p, char *value)
+{
+	p->cur->anonymous_set = true;
+	return get_bool(p, value, &p->cur->anonymous);
+}
+
+static bool
+set_per_listener(struct parser *p, char *value)
+{
+	bool on;
+
+	if (!get_bool(p, value, &on))
+		return false;
+	if (on != p->c->per_listener && p->security_used)
+		return bad_value(p, value, "it must stand before the options "
+		    "that it is about (password_file, acl_file, "
+		    "allow_anonymous and so on)");
+	p->c->per_listener = on;
+	return true;
+}
+
+/* ---- plugins that are built in ---- */
+
+static enum plugin_kind
+plugin_kind(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	const char *name = slash ? slash + 1 : path;
+
+	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
+	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
+}
+
+/* A plugin without its file would leave the door open. */
+static bool
+end_plugin(const struct parser *p)
+{
+	if (p->plugin == NO_PLUGIN || p->plugin_has_file)
+		return true;
+	log_error("Error: The plugin %s needs a line plugin_opt_%s behind it.",
+	    p->plugin == PLUGIN_ACL ? "mosquitto_acl_file.so" :
+	    "mosquitto_password_file.so",
+	    p->plugin == PLUGIN_ACL ? "acl_file" : "password_file");
+	return false;
+}
+
+static bool
+begin_plugin(struct parser *p, const char *path, enum plugin_scope scope)
+{
+	if (!end_plugin(p))
+		return fault(p);
+	p->plugin = plugin_kind(path);
+	p->plugin_scope = scope;
+	p->plugin_has_file = false;
+	if (p->plugin != NO_PLUGIN)
+		return true;
+	log_error("Error: %s cannot be used: midge has no plugins; built in is "
+	    "what mosquitto_password_file.so and mosquitto_acl_file.so do.",
+	    p->name);
+	return fault(p);
+}
+
+static bool
+set_plugin(struct parser *p, char *value)
+{
+	return begin_plugin(p, value, strcmp(p->name, "global_plugin") ?
+	    PLUGIN_HERE : PLUGIN_GLOBAL);
+}
+
+/* plugin_load NAME PATH */
+static bool
+load_plugin(struct parser *p, char *value)
+{
+	char *path = value + strcspn(value, " \t");
+
+	if (*path)
+		*path++ = 0;
+	path += strspn(path, " \t");
+	if (!*path || p->n_plugins == PLUGINS_MAX)
+		return bad_value(p, value, *path ? "there are too many" :
+		    "it must be a name and a path");
+	if (!begin_plugin(p, path, PLUGIN_NAMED))
+		return false;
+	p->plugins[p->n_plugins++] = (struct plugin){ .name = copy(value),
+	    .kind = p->plugin };
+	return true;
+}
+
+static char **
+file_of_kind(struct config_security *s, enum plugin_kind kind)
+{
+	return kind == PLUGIN_ACL ? &s->acl_file : &s->password_file;
+}
+
+/* plugin_opt_password_file, plugin_opt_acl_file */
+static bool
+set_plugin_file(struct parser *p, char *value)
+{
+	enum plugin_kind kind = strstr(p->name, "acl") ? PLUGIN_ACL :
+	    PLUGIN_PASSWORD;
+	char **file;
+
+	if (p->plugin != kind)
+		return bad_value(p, value, kind == PLUGIN_ACL ?
+		    "before it must stand a plugin line with "
+		    "mosquitto_acl_file.so" : "before it must stand a plugin "
+		    "line with mosquitto_password_file.so");
+	if (p->plugin_scope == PLUGIN_NAMED)
+		file = &p->plugins[p->n_plugins - 1].file;
+	else
+		file = file_of_kind(p->plugin_scope == PLUGIN_GLOBAL ?
+		    &p->c->security : security_of(p), kind);
+	p->plugin_has_file = true;
+	return set_string(p, file, value);
+}
+
+/* plugin_use NAME: for the current listener, whatever the settings. */
+static bool
+use_plugin(struct parser *p, char *value)
+{
+	for (unsigned i = 0; i < p->n_plugins; i++) {
+		struct plugin *u = &p->plugins[i];
+
+		if (strcmp(u->name, value))
+			continue;
+		u->used = true;
+		if (!u->file)
+			return bad_value(p, value,
+			    "this plugin has no file yet");
+		return set_string(p, file_of_kind(&p->cur->security, u->kind),
+		    u->file);
+	}
+	return bad_value(p, value, "no plugin_load line gives this name");
+}
+
+static bool
+end_plugins(struct parser *p)
+{
+	bool ok = end_plugin(p);
+
+	for (unsigned i = 0; i < p->n_plugins; i++) {
+		if (!p->plugins[i].used)
+			log_warning("Warning: The plugin %s has no effect: no "
+			    "listener has a line plugin_use %s.",
+			    p->plugins[i].name, p->plugins[i].name);
+		free(p->plugins[i].name);
+		free(p->plugins[i].file);
+	}
+	return ok;
 }
 
 /* ---- options with rules of their own ---- */
@@ -138,7 +391,7 @@ new_listener(void)
 {
 	return (struct config_listener){ .domain = AF_UNSPEC,
 	    .max_connections = -1, .max_qos = 2, .max_topic_alias = 10,
-	    .max_topic_alias_broker = 10 };
+	    .max_topic_alias_broker = 10, .versions = VERSIONS };
 }
 
 static struct config_listener *
@@ -174,6 +427,9 @@ set_listener(struct parser *p, char *value)
 		    "port 0 needs the path of a unix socket behind it");
 	if (p->c->n_listeners == LISTENERS_MAX)
 		return bad_value(p, value, "there are too many listeners");
+	if (!end_plugin(p))
+		return fault(p);
+	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
 		l.path = copy(rest);
@@ -182,6 +438,15 @@ set_listener(struct parser *p, char *value)
 	p->cur = add_listener(p->c, &l);
 	p->in_default = false;
 	return true;
+}
+
+static void
+old_way(struct parser *p)
+{
+	if (!p->default_used)
+		log_notice("The '%s' option is now deprecated, 'listener' "
+		    "takes its place (%s:%u).", p->name, p->file, p->line);
+	p->default_used = true;
 }
 
 static bool
@@ -196,14 +461,14 @@ set_port(struct parser *p, char *value)
 		return fault(p);
 	}
 	p->def.port = (int)n;
-	p->default_used = true;
+	old_way(p);
 	return true;
 }
 
 static bool
 set_bind_address(struct parser *p, char *value)
 {
-	p->default_used = true;
+	old_way(p);
 	return set_string(p, &p->def.host, value);
 }
 
@@ -227,11 +492,76 @@ set_protocol(struct parser *p, char *value)
 	return bad_value(p, value, "midge speaks mqtt only");
 }
 
+/* A list of 3, 4 and 5, which stand for MQTT 3.1, 3.1.1 and 5.0. */
 static bool
-set_allow_anonymous(struct parser *p, char *value)
+set_versions(struct parser *p, char *value)
 {
-	p->c->allow_anonymous_set = true;
-	return get_bool(p, value, &p->c->allow_anonymous);
+	unsigned versions = 0;
+	const char *v = value;
+
+	for (; *v; v++) {
+		if (*v >= '3' && *v <= '5' && (!v[1] || strchr(", \t", v[1])))
+			versions |= 1u << (*v - '0');
+		else if (!strchr(", \t", *v))
+			break;
+	}
+	if (*v || !versions)
+		return bad_value(p, value, "it must be a list of 3, 4 and 5");
+	p->cur->versions = versions;
+	return true;
+}
+
+static bool
+set_interface(struct parser *p, char *value)
+{
+	if (strlen(first_word(value)) >= IFNAMSIZ)
+		return bad_value(p, value, "it is no name of an interface");
+	return set_string(p, &p->cur->interface, value);
+}
+
+static bool
+set_mount_point(struct parser *p, char *value)
+{
+	if (strpbrk(value, "+#"))
+		return bad_value(p, value,
+		    "a topic cannot contain the wildcards + and #");
+	if (strlen(value) > MOUNT_MAX)
+		return bad_value(p, value, "it is too long");
+	return set_string(p, &p->cur->mount_point, value);
+}
+
+/* Retained messages go at the moment when they expire: no sweep is needed. */
+static bool
+set_retain_expiry(struct parser *p, char *value)
+{
+	long long minutes;
+
+	return get_number(p, value, 0, 65535, &minutes);
+}
+
+static bool
+set_tls_version(struct parser *p, char *value)
+{
+	first_word(value);
+	if (!strcmp(value, "tlsv1.2"))
+		return true;
+	if (!strcmp(value, "tlsv1.3"))
+		return bad_value(p, value, "midge has TLS 1.2 and no 1.3; "
+		    "clients that can do both agree on 1.2 by themselves, so "
+		    "write tlsv1.2 or leave the line out");
+	if (strcmp(value, "tlsv1.1") && strcmp(value, "tlsv1"))
+		return bad_value(p, value, "it must be tlsv1.2");
+	log_warning("Warning: tls_version %s: midge speaks TLS 1.2 and nothing "
+	    "older, at %s:%u.", value, p->file, p->line);
+	return true;
+}
+
+static bool
+set_tls_keyform(struct parser *p, char *value)
+{
+	if (!strcmp(first_word(value), "pem"))
+		return true;
+	return bad_value(p, value, "keys are read from PEM files only");
 }
 
 static bool
@@ -272,11 +602,18 @@ set_log_dest(struct parser *p, char *value)
 		*d = CHOSEN;
 	if (!strncmp(value, "file", 4) && (value[4] == ' ' || value[4] == '\t')) {
 		value += 4 + strspn(value + 4, " \t");
+		if (!set_string(p, &p->c->log_file, value))
+			return false;
 		*d |= LOG_D_FILE;
-		return set_string(p, &p->c->log_file, value);
+		return true;
+	}
+	if (!strcmp(first_word(value), "dlt") || !strcmp(value, "android")) {
+		log_warning("Warning: log_dest %s has no effect: midge does "
+		    "not know that log, at %s:%u.", value, p->file, p->line);
+		return true;
 	}
 	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-		if (strcmp(first_word(value), known[i].name))
+		if (strcmp(value, known[i].name))
 			continue;
 		*d = known[i].bit ? *d | known[i].bit : CHOSEN;
 		return true;
@@ -326,25 +663,56 @@ set_include_dir(struct parser *p, char *value)
 #define G(field) .offset = offsetof(struct config, field)
 #define L(field) .listener = true, \
 	.offset = offsetof(struct config_listener, field)
+#define S(field) .security = true, \
+	.offset = offsetof(struct config_security, field)
 #define LATER "midge does not have this yet"
 
 static const struct option options[] = {
+	{ "accept_protocol_versions", SPECIAL, .set = set_versions,
+	    L(versions) },
+	{ "acl_check_subscribe", BOOL, G(acl_check_subscribe) },
+	{ "acl_file", STRING, S(acl_file), .max = 65535 },
 	{ "allow_anonymous", SPECIAL, .set = set_allow_anonymous },
-	{ "allow_zero_length_clientid", BOOL, G(allow_zero_length_clientid) },
-	{ "auto_id_prefix", STRING, G(auto_id_prefix), .max = 50 },
+	{ "allow_zero_length_clientid", SPECIAL, .set = set_allow_zero_length },
+	{ "auth_opt_acl_file", SPECIAL, .set = set_plugin_file },
+	{ "auth_opt_password_file", SPECIAL, .set = set_plugin_file },
+	{ "auth_plugin", SPECIAL, .set = set_plugin },
+	{ "auto_id_prefix", STRING, S(auto_id_prefix), .max = 50 },
 	{ "bind_address", SPECIAL, .set = set_bind_address },
+	{ "bind_interface", SPECIAL, .set = set_interface, L(interface) },
+	{ "cafile", STRING, L(cafile), .max = PATH_MAX },
+	{ "capath", STRING, L(capath), .max = PATH_MAX },
+	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
+	{ "ciphers", STRING, L(ciphers), .max = 4096 },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
+	{ "crlfile", STRING, L(crlfile), .max = PATH_MAX },
+	{ "disable_client_cert_date_checks", BOOL,
+	    L(disable_client_cert_date_checks) },
+	{ "global_max_clients", INT, G(global_max_clients), .min = -1,
+	    .max = INT_MAX },
+	{ "global_max_connections", INT, G(global_max_connections), .min = -1,
+	    .max = INT_MAX },
+	{ "global_plugin", SPECIAL, .set = set_plugin },
 	{ "include_dir", SPECIAL, .set = set_include_dir },
+	{ "keyfile", STRING, L(keyfile), .max = PATH_MAX },
 	{ "listener", SPECIAL, .set = set_listener },
+	{ "listener_allow_anonymous", SPECIAL, .set = set_listener_anonymous,
+	    .listener = true },
+	{ "listener_auto_id_prefix", STRING, L(security.auto_id_prefix),
+	    .max = 50 },
 	{ "log_dest", SPECIAL, .set = set_log_dest },
 	{ "log_facility", INT, G(log.facility), .min = 0, .max = 7 },
+	{ "log_file_size", SIZE, G(log_file_size), .max = LONG_MAX },
 	{ "log_timestamp", BOOL, G(log.timestamps) },
 	{ "log_timestamp_format", STRING, G(log_timestamp_format), .max = 100 },
 	{ "log_type", SPECIAL, .set = set_log_type },
+	{ "login_delay_max", INT, G(login_delay_max), .max = 3600 },
 	{ "max_connections", INT, L(max_connections), .min = -1,
 	    .max = INT_MAX },
+	{ "max_handshakes", INT, G(max_handshakes), .min = 1, .max = 1000 },
+	{ "max_inflight_bytes", INT, G(max_inflight_bytes), .max = INT_MAX },
 	{ "max_inflight_messages", INT, G(max_inflight_messages),
 	    .max = 65535 },
 	{ "max_keepalive", INT, G(max_keepalive), .max = 65535 },
@@ -360,79 +728,106 @@ static const struct option options[] = {
 	{ "memory_limit", SIZE, G(memory_limit), .max = LONG_MAX },
 	{ "message_size_limit", INT, G(message_size_limit),
 	    .max = 268435455 },
+	{ "mount_point", SPECIAL, .set = set_mount_point, L(mount_point) },
+	{ "password_file", STRING, S(password_file), .max = 65535 },
+	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
 	{ "persistent_client_expiration", SPECIAL, .set = set_expiration },
+	{ "pid_file", STRING, G(pid_file), .max = PATH_MAX - 1,
+	    .at_start = true },
+	{ "plugin", SPECIAL, .set = set_plugin },
+	{ "plugin_load", SPECIAL, .set = load_plugin },
+	{ "plugin_opt_acl_file", SPECIAL, .set = set_plugin_file },
+	{ "plugin_opt_password_file", SPECIAL, .set = set_plugin_file },
+	{ "plugin_use", SPECIAL, .set = use_plugin, .listener = true },
 	{ "port", SPECIAL, .set = set_port },
 	{ "protocol", SPECIAL, .set = set_protocol, .listener = true },
 	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
+	{ "require_certificate", BOOL, L(require_certificate) },
 	{ "retain_available", BOOL, G(retain_available) },
+	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
 	{ "sys_interval", INT, G(sys_interval), .max = 65535 },
+	{ "tls_keyform", SPECIAL, .set = set_tls_keyform, .listener = true },
+	{ "tls_version", SPECIAL, .set = set_tls_version, .listener = true },
 	{ "upgrade_outgoing_qos", BOOL, G(upgrade_outgoing_qos) },
+	{ "use_identity_as_username", BOOL, L(use_identity_as_username) },
+	{ "use_subject_as_username", BOOL, L(use_subject_as_username) },
+	{ "use_username_as_clientid", BOOL, L(use_username_as_clientid) },
+	{ "user", STRING, G(user), .max = 255, .at_start = true },
 
 	/* Options of Mosquitto that change nothing here, or nothing that
 	 * anybody relies on. */
 	{ "allow_duplicate_messages", IGNORED,
 	    .why = "overlapping subscriptions give one copy" },
-	{ "auth_plugin_deny_special_chars", IGNORED, .why = LATER },
+	{ "auth_plugin_deny_special_chars", IGNORED,
+	    .why = "it is for plugins only" },
+	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
+	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
 	{ "autosave_interval", IGNORED, .why = LATER },
 	{ "autosave_on_changes", IGNORED, .why = LATER },
 	{ "check_retain_source", IGNORED, .why = LATER },
-	{ "enable_control_api", IGNORED, .why = LATER },
-	{ "http_dir", IGNORED, .why = LATER },
-	{ "max_inflight_bytes", IGNORED, .why = LATER },
+	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
+	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
+	{ "enable_control_api", IGNORED,
+	    .why = "the control topics do not exist here" },
+	{ "http_dir", IGNORED, .why = "no files are served over HTTP" },
 	{ "packet_buffer_size", IGNORED, .why = "buffers grow as needed" },
-	{ "pid_file", IGNORED, .why = LATER },
-	{ "retain_expiry_interval", IGNORED, .why = LATER },
 	{ "retry_interval", IGNORED, .why = "messages are sent again when a "
 	    "client comes back, as the standard has it" },
-	{ "user", IGNORED, .why = LATER },
-	{ "websockets_headers_size", IGNORED, .why = LATER },
-	{ "websockets_log_level", IGNORED, .why = LATER },
+	{ "websockets_headers_size", IGNORED, .why = "buffers have fixed "
+	    "limits" },
+	{ "websockets_log_level", IGNORED, .why = "log_type decides" },
 
 	/* Options that restrict access, change identities or promise
 	 * delivery: never silently left out. */
-	{ "accept_protocol_versions", REFUSED, .why = LATER },
-	{ "acl_file", REFUSED, .why = LATER },
-	{ "auth_plugin", REFUSED, .why = "midge has no plugins" },
-	{ "bind_interface", REFUSED, .why = LATER },
-	{ "cafile", REFUSED, .why = "midge has no TLS yet" },
-	{ "capath", REFUSED, .why = "midge has no TLS yet" },
-	{ "certfile", REFUSED, .why = "midge has no TLS yet" },
 	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
-	{ "crlfile", REFUSED, .why = "midge has no TLS yet" },
-	{ "global_max_clients", REFUSED, .why = LATER },
-	{ "global_max_connections", REFUSED, .why = LATER },
-	{ "keyfile", REFUSED, .why = "midge has no TLS yet" },
-	{ "listener_allow_anonymous", REFUSED, .why = LATER },
-	{ "mount_point", REFUSED, .why = LATER },
-	{ "password_file", REFUSED, .why = LATER },
-	{ "per_listener_settings", REFUSED, .why = LATER },
+	{ "enable_proxy_protocol", REFUSED,
+	    .why = "midge does not know the PROXY protocol" },
 	{ "persistence", REFUSED, .why = "midge keeps nothing on disk yet" },
 	{ "persistence_file", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
 	{ "persistence_location", REFUSED,
 	    .why = "midge keeps nothing on disk yet" },
-	{ "plugin", REFUSED, .why = "midge has no plugins" },
+	{ "proxy_protocol_v2_require_tls", REFUSED,
+	    .why = "midge does not know the PROXY protocol" },
 	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
-	{ "require_certificate", REFUSED, .why = "midge has no TLS yet" },
-	{ "tls_version", REFUSED, .why = "midge has no TLS yet" },
-	{ "use_identity_as_username", REFUSED,
-	    .why = "midge has no TLS yet" },
-	{ "use_subject_as_username", REFUSED, .why = "midge has no TLS yet" },
-	{ "use_username_as_clientid", REFUSED, .why = LATER },
+	{ "psk_hint", REFUSED, .why = "midge has no TLS with shared keys" },
+	{ "tls_engine", REFUSED, .why = "keys are read from PEM files only" },
+	{ "tls_engine_kpass_sha1", REFUSED,
+	    .why = "keys are read from PEM files only" },
+	{ "websockets_origin", REFUSED, .why = "midge has no WebSocket yet" },
 };
 
 #define N_OPTIONS (sizeof options / sizeof *options)
+
+/* These stand behind a connection line and share its fate. */
+static const char *const bridge_options[] = {
+	"address", "addresses", "bridge_alpn", "bridge_attempt_unsubscribe",
+	"bridge_bind_address", "bridge_cafile", "bridge_capath",
+	"bridge_certfile", "bridge_ciphers", "bridge_ciphers_tls1.3",
+	"bridge_identity", "bridge_insecure", "bridge_keyfile",
+	"bridge_max_packet_size", "bridge_max_topic_alias",
+	"bridge_outgoing_retain", "bridge_protocol_version", "bridge_psk",
+	"bridge_require_ocsp", "bridge_tcp_keepalive",
+	"bridge_tcp_user_timeout", "bridge_tls_version", "cleansession",
+	"clientid", "idle_timeout", "keepalive_interval",
+	"local_cleansession", "local_clientid", "local_password",
+	"local_username", "notification_topic", "notifications",
+	"notifications_local_only", "password", "remote_clientid",
+	"remote_password", "remote_username", "restart_timeout",
+	"round_robin", "start_type", "threshold", "topic", "try_private",
+	"username",
+};
 
 /* ---- applying it ---- */
 
 static bool
 set_option(struct parser *p, const struct option *o, char *value)
 {
-	char *field = (char *)(o->listener ? (void *)p->cur :
-	    (void *)p->c) + o->offset;
+	char *field = (char *)(o->security ? (void *)security_of(p) :
+	    o->listener ? (void *)p->cur : (void *)p->c) + o->offset;
 	long long n;
 
 	switch (o->kind) {
@@ -459,6 +854,7 @@ set_option(struct parser *p, const struct option *o, char *value)
 		    p->name, o->why, p->file, p->line);
 		return true;
 	case REFUSED:
+		p->in_bridge |= !strcmp(p->name, "connection");
 		log_error("Error: %s cannot be used: %s.", p->name, o->why);
 		return fault(p);
 	}
@@ -472,6 +868,27 @@ find_option(const char *name)
 		if (!strcmp(options[i].name, name))
 			return &options[i];
 	return NULL;
+}
+
+static bool
+is_bridge_option(const char *name)
+{
+	for (size_t i = 0; i < sizeof bridge_options / sizeof *bridge_options;
+	    i++)
+		if (!strcmp(bridge_options[i], name))
+			return true;
+	return false;
+}
+
+/* What stands behind a connection line needs no word beside that for it. */
+static bool
+bridge_option(const struct parser *p)
+{
+	if (p->in_bridge)
+		return true;
+	log_error("Error: %s belongs to a bridge and must stand behind a "
+	    "connection line.", p->name);
+	return fault(p);
 }
 
 /* Edits (insert, delete, replace, swap neighbours) from a to b. */
@@ -520,7 +937,11 @@ unknown(const struct parser *p)
 			near = options[i].name;
 		}
 	}
-	if (near)
+	if (!strncmp(p->name, "plugin_opt_", 11) ||
+	    !strncmp(p->name, "auth_opt_", 9))
+		log_error("Error: %s cannot be used: midge has no plugin that "
+		    "would know it.", p->name);
+	else if (near)
 		log_error("Error: Unknown configuration variable \"%s\", "
 		    "did you mean %s?", p->name, near);
 	else
@@ -561,12 +982,45 @@ read_line(struct parser *p, char *line)
 	p->name = name;
 	o = find_option(name);
 	if (!o)
-		return unknown(p);
+		return is_bridge_option(name) ? bridge_option(p) : unknown(p);
 	if (!*value)
 		return missing(p);
 	if (o->listener && p->in_default)
 		p->default_used = true;
 	return set_option(p, o, value);
+}
+
+/* NULL with a line in the log: it is not there, or no file with text. A FIFO is
+ * opened without waiting for its other end. */
+static FILE *
+open_file(const char *file)
+{
+	int fd = open(file, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	const char *why = NULL;
+	struct stat st;
+	FILE *f;
+
+	if (fd < 0)
+		why = strerror(errno);
+	else if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode))
+		why = strerror(EISDIR);
+	else if (!S_ISREG(st.st_mode) && strcmp(file, "/dev/null") != 0)
+		why = "it is not a regular file";
+	if (!why && (f = fdopen(fd, "r")))
+		return f;
+	log_error("Error: Unable to open config file %s: %s.", file,
+	    why ? why : strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return NULL;
+}
+
+/* Some editors put a mark in front of UTF-8. */
+static char *
+behind_bom(const struct parser *p, char *line)
+{
+	return p->line == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? line + 3 :
+	    line;
 }
 
 static bool
@@ -576,20 +1030,13 @@ read_file(struct parser *p, const char *file)
 	size_t size = 0;
 	ssize_t n;
 	bool ok = true;
-	FILE *f = fopen(file, "re");
-	struct stat st;
+	FILE *f = open_file(file);
 
 	p->file = file;
 	p->line = 0;
-	if (f && fstat(fileno(f), &st) == 0 && S_ISDIR(st.st_mode)) {
-		fclose(f);
-		f = NULL;
-		errno = EISDIR;
-	}
 	if (!f) {
-		log_error("Error: Unable to open config file %s: %s.", file,
-		    strerror(errno));
-		return false;
+		p->bad = true;
+		return p->all;
 	}
 	while (ok && (n = getline(&line, &size, f)) >= 0) {
 		p->line++;
@@ -597,8 +1044,10 @@ read_file(struct parser *p, const char *file)
 			log_error("Error: NUL byte in the configuration.");
 			ok = fault(p);
 		} else {
-			ok = read_line(p, line);
+			ok = read_line(p, behind_bom(p, line));
 		}
+		p->bad |= !ok;
+		ok |= p->all;
 	}
 	free(line);
 	fclose(f);
@@ -655,11 +1104,17 @@ static void
 set_defaults(struct config *c)
 {
 	*c = (struct config){
-		.allow_zero_length_clientid = true,
+		.security.allow_zero_length_clientid = true,
+		.acl_check_subscribe = true,
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,
 		.connect_timeout = 30,
+		.max_handshakes = 32,
+		.login_delay_max = 16,
+		.global_max_clients = -1,
+		.global_max_connections = -1,
+		.log_file_size = LOG_FILE_SIZE,
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
@@ -667,33 +1122,90 @@ set_defaults(struct config *c)
 		.persistent_client_expiration = -1,
 		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |
 		    LOG_T_INFO, .dests = LOG_D_STDERR, .timestamps = true,
-		    .facility = -1 },
+		    .count_alike = true, .facility = -1 },
 	};
+}
+
+static char *
+copy_if(const char *s)
+{
+	return s ? copy(s) : NULL;
+}
+
+static struct config_security
+copy_security(const struct config_security *from)
+{
+	struct config_security s = *from;
+
+	s.password_file = copy_if(from->password_file);
+	s.acl_file = copy_if(from->acl_file);
+	s.auto_id_prefix = copy_if(from->auto_id_prefix);
+	return s;
+}
+
+/* What is said for all listeners goes for one that has no word of its own. */
+static bool
+inherit(char **own, const char *common, const char *name)
+{
+	if (*own && common && strcmp(*own, common)) {
+		log_error("Error: A listener has two files %s: %s and %s.",
+		    name, *own, common);
+		return false;
+	}
+	if (!*own)
+		*own = copy_if(common);
+	return true;
+}
+
+static bool
+complete_security(const struct config *c, struct config_listener *l)
+{
+	const struct config_security *all = &c->security;
+	struct config_security *s = &l->security;
+
+	if (!s->auto_id_prefix)
+		s->auto_id_prefix = copy_if(all->auto_id_prefix);
+	if (!s->allow_zero_length_clientid_set)
+		s->allow_zero_length_clientid = all->allow_zero_length_clientid;
+	if (!s->allow_anonymous_set)
+		s->allow_anonymous = all->allow_anonymous_set ?
+		    all->allow_anonymous : l->local;
+	if (l->anonymous_set)
+		s->allow_anonymous = l->anonymous;
+	s->any_user = l->local;
+	return inherit(&s->password_file, all->password_file,
+	    "password_file") &&
+	    inherit(&s->acl_file, all->acl_file, "acl_file");
 }
 
 /* Without a configured listener: this machine only. */
 static void
-add_local(struct config *c, const int *ports, unsigned n)
+add_local(struct config *c, const struct config_security *s, const int *ports,
+    unsigned n)
 {
 	static const char *const hosts[] = { "127.0.0.1", "::1" };
 	struct config_listener l = new_listener();
 
 	c->local_only = true;
-	if (!c->allow_anonymous_set)
-		c->allow_anonymous = true;
 	l.local = true;
 	for (unsigned i = 0; i < n; i++) {
 		for (unsigned h = 0; h < 2; h++) {
 			l.port = ports[i];
 			l.host = copy(hosts[h]);
+			l.security = copy_security(s);
 			add_listener(c, &l);
 		}
 	}
 }
 
-static void
-finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
+/* false: a fault was logged. p->def is used up. */
+static bool
+finish_listeners(struct config *c, struct parser *p, int *ports,
+    unsigned n_ports)
 {
+	bool lost = !p->default_used && c->n_listeners > 0 && p->security_early,
+	    ok = true;
+
 	if (p->default_used) {
 		if (!p->def.port)
 			p->def.port = PORT_DEFAULT;
@@ -701,14 +1213,63 @@ finish(struct config *c, struct parser *p, int *ports, unsigned n_ports)
 	} else if (c->n_listeners == 0) {
 		if (n_ports == 0)
 			ports[n_ports++] = PORT_DEFAULT;
-		add_local(c, ports, n_ports);
+		add_local(c, &p->def.security, ports, n_ports);
 	}
+	if (!p->default_used)
+		free_security(&p->def.security);
+	if (lost)
+		log_error("Error: With per_listener_settings, options like "
+		    "password_file and allow_anonymous stand below the "
+		    "listener line that they belong to; some stand above the "
+		    "first one.");
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		ok = complete_security(c, &c->listeners[i]) && ok;
+	return ok && !lost;
+}
+
+static void
+finish_log(struct config *c)
+{
 	c->log.types &= ~CHOSEN;
+	/* In the background nobody sees stderr. */
+	if (c->daemon && !(c->log.dests & CHOSEN))
+		c->log.dests = LOG_D_SYSLOG;
 	c->log.dests &= ~CHOSEN;
 	if (c->verbose)
 		c->log.types = LOG_T_ALL;
+	if (c->quiet)
+		c->log.types = 0;
 	c->log.file = c->log_file;
+	c->log.file_size = c->log_file_size;
 	c->log.time_format = c->log_timestamp_format;
+}
+
+/* Options of TLS that go together. */
+static bool
+check_tls(const struct config_listener *l)
+{
+	const char *fault = NULL;
+
+	if (!l->certfile != !l->keyfile)
+		fault = "certfile and keyfile must both be given";
+	else if ((l->cafile || l->capath) && !l->certfile)
+		fault = "cafile and capath alone do not make TLS: certfile "
+		    "and keyfile are missing";
+	else if (l->require_certificate && !l->cafile && !l->capath)
+		fault = "require_certificate needs cafile or capath";
+	else if ((l->require_certificate || l->crlfile || l->ciphers) &&
+	    !l->certfile)
+		fault = "require_certificate, crlfile and ciphers are for "
+		    "listeners with TLS: certfile and keyfile are missing";
+	if (!l->require_certificate && (l->use_identity_as_username ||
+	    l->use_subject_as_username))
+		log_warning("Warning: Listener on port %d: user names are to "
+		    "come from certificates, but without require_certificate "
+		    "true no client is asked for one, and all are refused.",
+		    l->port);
+	if (fault)
+		log_error("Error: Listener on port %d: %s.", l->port, fault);
+	return !fault;
 }
 
 struct args {
@@ -751,10 +1312,23 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 			return CONFIG_VERSION;
 		if (is_arg(argv[i], "-v", "--verbose")) {
 			c->verbose = true;
+		} else if (is_arg(argv[i], "-q", "--quiet")) {
+			c->quiet = true;
+		} else if (is_arg(argv[i], "-d", "--daemon")) {
+			c->daemon = true;
+		} else if (!strcmp(argv[i], "--test-config")) {
+			c->test = true;
 		} else if (is_arg(argv[i], "-c", "--config-file")) {
 			c->file = argv[++i];
 			if (!c->file) {
 				log_error("Error: -c needs a file name.");
+				return CONFIG_BAD;
+			}
+		} else if (!strcmp(argv[i], "--tls-keylog")) {
+			c->tls_keylog = argv[++i];
+			if (!c->tls_keylog) {
+				log_error("Error: --tls-keylog needs a file "
+				    "name.");
 				return CONFIG_BAD;
 			}
 		} else if (is_arg(argv[i], "-p", "--port")) {
@@ -769,39 +1343,208 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 	return CONFIG_RUN;
 }
 
-enum config_action
-config_read(struct config *c, int argc, char **argv)
+static void
+free_listener(struct config_listener *l)
 {
-	struct parser p = { .c = c, .in_default = true };
+	free(l->host);
+	free(l->path);
+	free(l->interface);
+	free(l->mount_point);
+	free(l->cafile);
+	free(l->capath);
+	free(l->certfile);
+	free(l->keyfile);
+	free(l->crlfile);
+	free(l->ciphers);
+	free_security(&l->security);
+}
+
+static enum config_action
+read_all(struct config *c, int argc, char **argv, bool all)
+{
+	struct parser p = { .c = c, .in_default = true, .all = all };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
+	bool ok;
 
 	set_defaults(c);
+	c->argc = argc;
+	c->argv = argv;
 	p.def = new_listener();
 	p.cur = &p.def;
 	act = read_args(c, &a, argc, argv);
 	if (act != CONFIG_RUN)
 		return act;
-	if (c->file && !read_file(&p, c->file)) {
-		free(p.def.host);
+	if (c->test && !all)
+		return CONFIG_TEST;
+	ok = !c->file || read_file(&p, c->file);
+	if (!end_plugins(&p) || !ok) {
+		free_listener(&p.def);
 		return CONFIG_BAD;
 	}
-	finish(c, &p, a.ports, a.n_ports);
-	return CONFIG_RUN;
+	finish_log(c);
+	if (!finish_listeners(c, &p, a.ports, a.n_ports))
+		return CONFIG_BAD;
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		if (!check_tls(&c->listeners[i]) && !all)
+			return CONFIG_BAD;
+	return p.bad ? CONFIG_BAD : CONFIG_RUN;
+}
+
+enum config_action
+config_read(struct config *c, int argc, char **argv)
+{
+	return read_all(c, argc, argv, false);
+}
+
+enum config_action
+config_read_all(struct config *c, int argc, char **argv)
+{
+	return read_all(c, argc, argv, true);
+}
+
+/* ---- a new configuration for a running broker ---- */
+
+static bool
+same_string(const char *a, const char *b)
+{
+	return a && b ? !strcmp(a, b) : a == b;
+}
+
+/* Whether a field has the same value in two structs. */
+static bool
+same(const struct option *o, const void *a, const void *b)
+{
+	const char *x = (const char *)a + o->offset;
+	const char *y = (const char *)b + o->offset;
+
+	switch (o->kind) {
+	case BOOL:
+		return *(const bool *)x == *(const bool *)y;
+	case INT:
+		return *(const int *)(const void *)x ==
+		    *(const int *)(const void *)y;
+	case STRING:
+		return same_string(*(char *const *)(const void *)x,
+		    *(char *const *)(const void *)y);
+	default:
+		return true;
+	}
+}
+
+static bool
+same_place(const struct config_listener *a, const struct config_listener *b)
+{
+	return a->port == b->port && a->domain == b->domain &&
+	    same_string(a->host, b->host) && same_string(a->path, b->path) &&
+	    same_string(a->interface, b->interface);
+}
+
+/* The rest of what is not in the table as a field. */
+static bool
+same_special(const struct config_listener *a, const struct config_listener *b)
+{
+	return a->versions == b->versions &&
+	    same_string(a->mount_point, b->mount_point);
+}
+
+/* The struct security stands first in a listener. */
+static void
+compare_listener(const struct config_listener *a,
+    const struct config_listener *b)
+{
+	bool equal = same_special(a, b);
+
+	for (size_t i = 0; i < N_OPTIONS && equal; i++)
+		/* What is in security was taken over. */
+		equal = !options[i].listener || options[i].security ||
+		    options[i].offset < sizeof a->security ||
+		    same(&options[i], a, b);
+	if (!equal)
+		log_warning("Warning: The new settings of the listener at %s "
+		    "%d take effect only when midge is started anew.",
+		    a->path ? a->path : "port", a->port);
+}
+
+static bool
+same_places(const struct config *a, const struct config *b)
+{
+	bool equal = a->n_listeners == b->n_listeners;
+
+	for (unsigned i = 0; i < a->n_listeners && equal; i++)
+		equal = same_place(&a->listeners[i], &b->listeners[i]);
+	return equal;
+}
+
+static void
+compare_listeners(const struct config *a, const struct config *b)
+{
+	if (!same_places(a, b)) {
+		log_error("Error: Listeners cannot be added, removed or moved "
+		    "while midge runs; start it anew for that.");
+		return;
+	}
+	for (unsigned i = 0; i < a->n_listeners; i++)
+		compare_listener(&a->listeners[i], &b->listeners[i]);
+}
+
+static void
+swap(void *a, void *b, size_t n)
+{
+	unsigned char *x = a, *y = b;
+
+	for (size_t i = 0; i < n; i++) {
+		unsigned char t = x[i];
+
+		x[i] = y[i];
+		y[i] = t;
+	}
+}
+
+void
+config_tell_kept(const struct config *running, const struct config *fresh)
+{
+	compare_listeners(running, fresh);
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start && !same(&options[i], running, fresh))
+			log_warning("Warning: The new %s takes effect only "
+			    "when midge is started anew.", options[i].name);
+}
+
+void
+config_keep(struct config *running, struct config *fresh)
+{
+	swap(&running->listeners, &fresh->listeners,
+	    sizeof running->listeners);
+	swap(&running->n_listeners, &fresh->n_listeners,
+	    sizeof running->n_listeners);
+	swap(&running->local_only, &fresh->local_only,
+	    sizeof running->local_only);
+	/* Who is let in there is not kept. */
+	if (same_places(running, fresh))
+		for (unsigned i = 0; i < running->n_listeners; i++)
+			swap(&running->listeners[i].security,
+			    &fresh->listeners[i].security,
+			    sizeof fresh->listeners[i].security);
+	/* They are strings, and others may hold on to the old ones. */
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (options[i].at_start)
+			swap((char *)running + options[i].offset,
+			    (char *)fresh + options[i].offset, sizeof(char *));
 }
 
 void
 config_free(struct config *c)
 {
-	for (unsigned i = 0; i < c->n_listeners; i++) {
-		free(c->listeners[i].host);
-		free(c->listeners[i].path);
-	}
+	for (unsigned i = 0; i < c->n_listeners; i++)
+		free_listener(&c->listeners[i]);
 	free(c->listeners);
-	free(c->auto_id_prefix);
+	free_security(&c->security);
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);
+	free(c->pid_file);
+	free(c->user);
 }
 
 const char *
@@ -809,14 +1552,24 @@ config_usage(void)
 {
 	return
 	    "midge version " MIDGE_VERSION " - an MQTT broker\n\n"
-	    "Usage: midge [-c FILE] [-p PORT] [-v]\n\n"
+	    "Usage: midge [-c FILE] [-d] [-p PORT] [-v | -q] "
+	    "[--tls-keylog FILE]\n"
+	    "       midge [-c FILE] --test-config\n"
+	    "       midge check [-c FILE]\n\n"
 	    "  -c, --config-file FILE  read this configuration file\n"
+	    "  -d, --daemon            run in the background\n"
 	    "  -p, --port PORT         listen on this port of this machine "
 	    "(without\n"
 	    "                          listeners in a file; up to 10 times)\n"
 	    "  -v, --verbose           log everything, each packet included\n"
+	    "      --tls-keylog FILE   write TLS keys there, for Wireshark\n"
+	    "  -q, --quiet             log nothing\n"
+	    "      --test-config       look at the configuration, start "
+	    "nothing\n"
 	    "      --version           print the version\n"
 	    "  -h, --help              print this\n\n"
+	    "midge check tells all that is wrong or doubtful and how to mend "
+	    "it.\n"
 	    "Without -c only clients on this machine can connect, at port "
 	    "1883.\n";
 }

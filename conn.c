@@ -9,6 +9,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* Pieces written with one system call. */
+#define IOVECS 32
+
 struct chunk {
 	struct chunk *next;
 	struct msg *msg;        /* not NULL: data points into it */
@@ -58,6 +61,7 @@ conn_fini(struct conn *c)
 		free_chunk(k);
 	}
 	free_in(c);
+	tls_free(c->tls);
 	if (c->fd >= 0)
 		close(c->fd);
 }
@@ -70,6 +74,14 @@ read_some(struct conn *c, uint8_t *p, size_t n)
 {
 	ssize_t got;
 
+	if (c->tls) {
+		uint32_t rest = (uint32_t)tls_rest(c->tls);
+
+		got = tls_read(c->tls, c->fd, p, n, &c->more);
+		c->got = got > 0 ? (uint32_t)got : 0;
+		c->out_len += (uint32_t)tls_rest(c->tls) - rest;
+		return got;
+	}
 	do
 		got = read(c->fd, p, n);
 	while (got < 0 && errno == EINTR);
@@ -84,11 +96,33 @@ read_some(struct conn *c, uint8_t *p, size_t n)
 	return errno == EAGAIN || errno == EWOULDBLOCK ? -2 : -1;
 }
 
-static int
-read_large(struct conn *c, uint8_t **data, size_t *n)
+/* TLS decrypts in the shared buffer, which a packet may be larger than. */
+static ssize_t
+read_through(struct conn *c, uint8_t *buf)
 {
-	ssize_t got = read_some(c, c->in + c->in_len,
-	    c->in_cap - c->in_len);
+	ssize_t got = read_some(c, buf, CONN_BUF);
+	size_t want = c->in_len + (got > 0 ? (size_t)got : 0);
+	uint8_t *p;
+
+	if (want > c->in_cap) {
+		p = mem_resize(c->in, c->in_cap, want);
+		if (!p) {
+			errno = ENOMEM;
+			return -1;
+		}
+		c->in = p;
+		c->in_cap = (uint32_t)want;
+	}
+	if (got > 0)
+		memcpy(c->in + c->in_len, buf, (size_t)got);
+	return got;
+}
+
+static int
+read_large(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n)
+{
+	ssize_t got = c->tls ? read_through(c, buf) : read_some(c,
+	    c->in + c->in_len, c->in_cap - c->in_len);
 
 	if (got < 0)
 		return got == -2 ? 0 : -1;
@@ -114,7 +148,7 @@ conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n)
 		return 1;
 	}
 	if (kept > KEEP_SMALL)
-		return read_large(c, data, n);
+		return read_large(c, buf, data, n);
 	if (kept)
 		memcpy(buf, c->in, kept);
 	got = read_some(c, buf + kept, CONN_BUF - kept);
@@ -236,24 +270,49 @@ written(struct conn *c, size_t n)
 	c->out_tail = NULL;
 }
 
+/* The first pieces of the chain. */
+static int
+pieces(const struct conn *c, struct iovec iov[IOVECS], size_t *size)
+{
+	int i = 0;
+
+	*size = 0;
+	for (struct chunk *k = c->out; k && i < IOVECS; k = k->next) {
+		iov[i].iov_base = (void *)(uintptr_t)(k->data + k->start);
+		iov[i].iov_len = k->end - k->start;
+		*size += iov[i++].iov_len;
+	}
+	return i;
+}
+
+static bool
+flush_tls(struct conn *c)
+{
+	struct iovec iov[IOVECS];
+	size_t size, taken, rest;
+	bool ok;
+
+	do {
+		rest = tls_rest(c->tls);
+		ok = tls_write(c->tls, c->fd, iov, pieces(c, iov, &size),
+		    &taken);
+		written(c, taken);
+		c->out_len += (uint32_t)(tls_rest(c->tls) - rest);
+	} while (ok && c->out && tls_rest(c->tls) == 0);
+	return ok;
+}
+
 bool
 conn_flush(struct conn *c)
 {
-	struct iovec iov[32];
+	struct iovec iov[IOVECS];
 	ssize_t n;
 	size_t want;
 
+	if (c->tls)
+		return flush_tls(c);
 	while (c->out) {
-		int i = 0;
-
-		want = 0;
-		for (struct chunk *k = c->out; k && i < 32; k = k->next) {
-			iov[i].iov_base = (void *)(uintptr_t)(k->data +
-			    k->start);
-			iov[i].iov_len = k->end - k->start;
-			want += iov[i++].iov_len;
-		}
-		n = writev(c->fd, iov, i);
+		n = writev(c->fd, iov, pieces(c, iov, &want));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -263,6 +322,30 @@ conn_flush(struct conn *c)
 			return true;
 	}
 	return true;
+}
+
+/* ---- TLS ---- */
+
+enum tls_step
+conn_shake(struct conn *c, int64_t now_ms, const char **words)
+{
+	size_t rest = tls_rest(c->tls);
+	enum tls_step step = tls_shake(c->tls, now_ms, words);
+
+	c->out_len += (uint32_t)(tls_rest(c->tls) - rest);
+	return step;
+}
+
+void
+conn_end(struct conn *c)
+{
+	size_t rest;
+
+	if (!c->tls)
+		return;
+	rest = tls_rest(c->tls);
+	tls_close(c->tls);
+	c->out_len += (uint32_t)(tls_rest(c->tls) - rest);
 }
 
 const char *

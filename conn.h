@@ -1,4 +1,4 @@
-/* conn - one connected descriptor: bytes in, bytes out.
+/* conn - one connected descriptor, plain or with TLS: bytes in, bytes out.
  *
  * Knows nothing of packets. An idle connection owns no buffer: input is read
  * into the loop's shared buffer and only an incomplete tail is kept here;
@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "msg.h"
+#include "tls.h"
 
 struct conn_addr {
 	uint8_t ip[16];
@@ -30,11 +31,12 @@ struct conn {
 	                         * left over for the next turn */
 	uint32_t in_len, in_cap;
 	uint32_t got;           /* bytes of the last read */
-	uint32_t out_len;       /* bytes in the chain */
+	uint32_t out_len;       /* bytes that wait to be written */
 	uint32_t out_lent;      /* of these, in messages that it refers to */
 	struct chunk *out, *out_tail;
 	struct conn *next_todo; /* in the loop's list, while todo is set */
 	uint32_t heard;         /* the loop's tick at the last input */
+	struct tls *tls;        /* NULL: plain */
 	struct conn_addr peer;
 	bool bell;              /* O_ASYNC is on */
 	bool owned;             /* F_SETOWN and F_SETSIG are done */
@@ -62,6 +64,21 @@ conn_choked(const struct conn *c)
 
 void conn_init(struct conn *c, int fd, const struct conn_addr *peer);
 
+/* Whether what is read and written is what the peer means: always without TLS,
+ * with it when the handshake is over. */
+static inline bool
+conn_open(const struct conn *c)
+{
+	return !c->tls || tls_is_open(c->tls);
+}
+
+/* One step of the handshake, see tls_shake; answers to it are left to be
+ * written. */
+enum tls_step conn_shake(struct conn *c, int64_t now_ms, const char **words);
+
+/* Nothing will follow: appends what tells so to a peer with TLS, once. */
+void conn_end(struct conn *c);
+
 /* Closes the descriptor and frees all buffers. */
 void conn_fini(struct conn *c);
 
@@ -70,7 +87,8 @@ void conn_fini(struct conn *c);
  * valid until the next call for any connection, writable. After a 1 the caller
  * handles what it can and hands the rest to conn_keep.
  * 1: something new (or kept input was due); 0: nothing now; -1: the peer has
- * closed or the connection failed (errno, 0 for an orderly close). */
+ * closed or the connection failed (errno, 0 for an orderly close, EPROTO for a
+ * fault that tls_fault tells). */
 int conn_read(struct conn *c, uint8_t *buf, uint8_t **data, size_t *n);
 
 /* Keeps the n bytes at data, the unhandled tail of what conn_read gave (0 if

@@ -95,8 +95,8 @@ describe(const char *pid, char *out, size_t size)
 		snprintf(out, size, "%s (process %s)", comm, pid);
 }
 
-static bool
-holder(int port, char *out, size_t size)
+bool
+listen_holder(int port, char out[LISTEN_HOLDER])
 {
 	unsigned long inode = listening_inode("/proc/net/tcp", port);
 	struct dirent *e;
@@ -109,7 +109,7 @@ holder(int port, char *out, size_t size)
 	while (d && !found && (e = readdir(d)))
 		if (isdigit((unsigned char)e->d_name[0]) &&
 		    holds(e->d_name, inode)) {
-			describe(e->d_name, out, size);
+			describe(e->d_name, out, LISTEN_HOLDER);
 			found = true;
 		}
 	if (d)
@@ -120,16 +120,18 @@ holder(int port, char *out, size_t size)
 static void
 log_bind_fault(const struct config_listener *l, int err)
 {
-	char who[400];
+	char who[LISTEN_HOLDER];
 
 	if (err != EADDRINUSE) {
 		log_error("Error: Unable to listen on port %d: %s.%s",
 		    l->port, strerror(err), err == EACCES && l->port < 1024 ?
-		    " Ports below 1024 need root." : "");
+		    " Ports below 1024 need root." : err == ENODEV ?
+		    " bind_interface has the name of none; 'ip link' shows "
+		    "those that there are." : "");
 		return;
 	}
 	log_error("Error: Address already in use");
-	if (holder(l->port, who, sizeof who))
+	if (listen_holder(l->port, who))
 		log_error("Port %d is held by %s. Stop it, or choose another "
 		    "port.", l->port, who);
 	else
@@ -139,8 +141,16 @@ log_bind_fault(const struct config_listener *l, int err)
 
 /* ---- opening ---- */
 
+static bool
+bind_interface(int fd, const struct config_listener *l)
+{
+	return !l->interface || setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE,
+	    l->interface, (socklen_t)strlen(l->interface)) == 0;
+}
+
 static int
-bound_socket(const struct sockaddr *a, socklen_t len)
+bound_socket(const struct config_listener *l, const struct sockaddr *a,
+    socklen_t len)
 {
 	int on = 1, err;
 	int fd = socket(a->sa_family, SOCK_STREAM | SOCK_NONBLOCK |
@@ -152,7 +162,8 @@ bound_socket(const struct sockaddr *a, socklen_t len)
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
 	if (a->sa_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-	if (bind(fd, a, len) == 0 && listen(fd, SOMAXCONN) == 0)
+	if (bind_interface(fd, l) && bind(fd, a, len) == 0 &&
+	    listen(fd, SOMAXCONN) == 0)
 		return fd;
 	err = errno;
 	close(fd);
@@ -177,7 +188,7 @@ open_unix(const struct config_listener *l)
 	if (lstat(l->path, &st) == 0 && S_ISSOCK(st.st_mode))
 		unlink(l->path);
 	log_info("Opening unix listen socket on path %s.", l->path);
-	fd = bound_socket((struct sockaddr *)&a, sizeof a);
+	fd = bound_socket(l, (struct sockaddr *)&a, sizeof a);
 	if (fd < 0)
 		log_error("Error: Unable to listen on %s: %s.", l->path,
 		    strerror(errno));
@@ -211,7 +222,7 @@ listen_open(const struct config_listener *l, int fds[LISTEN_FDS])
 	for (a = all; a && n < LISTEN_FDS; a = a->ai_next) {
 		log_info("Opening %s listen socket on port %d.",
 		    a->ai_family == AF_INET6 ? "ipv6" : "ipv4", l->port);
-		fds[n] = bound_socket(a->ai_addr, a->ai_addrlen);
+		fds[n] = bound_socket(l, a->ai_addr, a->ai_addrlen);
 		if (fds[n] >= 0) {
 			n++;
 			continue;
@@ -236,4 +247,115 @@ listen_remove(const struct config_listener *l)
 {
 	if (l->path)
 		unlink(l->path);
+}
+
+/* ---- in words ---- */
+
+static void
+say_where(const struct config_listener *l, char *out, size_t size)
+{
+	if (l->path)
+		snprintf(out, size, "from programs on this machine");
+	else if (l->local || (l->host && (!strcmp(l->host, "localhost") ||
+	    !strcmp(l->host, "::1") || !strncmp(l->host, "127.", 4))))
+		snprintf(out, size, "from this machine only");
+	else if (l->interface)
+		snprintf(out, size, "through the interface %s", l->interface);
+	else if (l->host)
+		snprintf(out, size, "at the address %s", l->host);
+	else
+		snprintf(out, size, "from every network of this machine");
+}
+
+static bool
+names_from_certificates(const struct config_listener *l)
+{
+	return l->use_identity_as_username || l->use_subject_as_username;
+}
+
+/* Whether nobody at all can log in. */
+static bool
+shut(const struct config_listener *l)
+{
+	const struct config_security *s = &l->security;
+
+	if (names_from_certificates(l))
+		return !l->require_certificate;
+	return !s->allow_anonymous && !s->password_file && !s->any_user;
+}
+
+static void
+say_who(const struct config_listener *l, char *out, size_t size)
+{
+	const struct config_security *s = &l->security;
+	bool names = names_from_certificates(l);
+	int n;
+
+	if (shut(l))
+		n = snprintf(out, size, "nobody");
+	else if (names || s->allow_anonymous)
+		n = snprintf(out, size, "everybody");
+	else if (s->password_file)
+		n = snprintf(out, size, "the users of %s", s->password_file);
+	else
+		n = snprintf(out, size, "everybody with a user name");
+	if (l->require_certificate)
+		snprintf(out + n, size - (size_t)n, " with a certificate of "
+		    "%s%s", l->cafile ? l->cafile : l->capath,
+		    names ? ", which gives the user name," : "");
+}
+
+static const char *
+say_how(const struct config_listener *l)
+{
+	const struct config_security *s = &l->security;
+
+	if (names_from_certificates(l) || !s->password_file)
+		return "without a password";
+	return s->allow_anonymous ? "with a password if there is a user name" :
+	    "with a password";
+}
+
+/* What lets others in, or fewer. */
+static const char *
+advice(const struct config_listener *l)
+{
+	if (l->local)
+		return "For other machines a configuration file needs a line "
+		    "like 'listener 1883'";
+	if (shut(l))
+		return names_from_certificates(l) ?
+		    "'require_certificate true' asks for the certificates "
+		    "that user names are to come from" :
+		    "'password_file FILE' lets its users in, "
+		    "'allow_anonymous true' everybody";
+	if (!l->certfile)
+		return l->security.password_file ?
+		    "'certfile FILE' and 'keyfile FILE' encrypt" :
+		    "'allow_anonymous false' and 'password_file FILE' ask "
+		    "for passwords";
+	if (!l->require_certificate)
+		return "'require_certificate true' with 'cafile FILE' asks "
+		    "for certificates";
+	return "'crlfile FILE' shuts out certificates that were revoked";
+}
+
+void
+listen_explain(const struct config_listener *l)
+{
+	char where[160], name[160], who[600];
+
+	/* One line for both loopback addresses. */
+	if (l->local && l->host[0] == ':')
+		return;
+	say_who(l, who, sizeof who);
+	say_where(l, where, sizeof where);
+	if (l->path)
+		snprintf(name, sizeof name, "Socket %s", l->path);
+	else
+		snprintf(name, sizeof name, "Port %d", l->port);
+	log_line(shut(l) ? LOG_T_WARNING : LOG_T_INFO,
+	    "%s: %s may connect, %s, %s, %s. %s.", name, who, where,
+	    say_how(l), l->certfile ? "with TLS" : "not encrypted",
+	    advice(l));
 }

@@ -39,6 +39,12 @@ uint64_t msg_bytes(void);
  * now_ms [MQTT5-3.3.2-6]: views into m. */
 struct mqtt_publish msg_publish(const struct msg *m, int64_t now_ms);
 
+static inline struct mqtt_str
+msg_topic(const struct msg *m)
+{
+	return (struct mqtt_str){ m->bytes, m->topic_len };
+}
+
 static inline bool
 msg_expired(const struct msg *m, int64_t now_ms)
 {

@@ -1,4 +1,5 @@
 #include "route.h"
+#include "auth.h"
 #include "mem.h"
 #include "send.h"
 
@@ -189,6 +190,24 @@ add_sub(struct broker *b, const struct routed *r, const struct sub *sub,
 		add_subid(b, sub->id, o);
 }
 
+enum { MARK_UNKNOWN, MARK_READABLE, MARK_HIDDEN };
+
+/* The match remembers the answer, so that rules are searched once per topic
+ * and session. */
+static bool
+may_read(const struct match *m, uint32_t i, const struct session *s,
+    struct mqtt_str topic)
+{
+	uint8_t *mark;
+
+	if (!s->rules)
+		return true;
+	mark = match_mark(m, i);
+	if (*mark == MARK_UNKNOWN)
+		*mark = auth_may_read(s, topic) ? MARK_READABLE : MARK_HIDDEN;
+	return *mark == MARK_READABLE;
+}
+
 /* The subscriptions of one session, from the i-th on, give one copy at the
  * highest QoS with all identifiers [MQTT-3.3.5-1], [MQTT5-3.3.4-4]; those with
  * No Local are left out for the publisher [MQTT5-3.8.3-3]. The index after
@@ -198,7 +217,7 @@ to_session(struct broker *b, struct routed *r, const struct match *m,
     uint32_t i, uint32_t *receivers)
 {
 	struct offer o = { .s = match_sub(m, i)->session };
-	bool any = false;
+	bool readable = may_read(m, i, o.s, r->p.topic), any = false;
 
 	for (; i < m->n_subs && match_sub(m, i)->session == o.s; i++) {
 		if (match_sub(m, i)->no_local && o.s == r->from)
@@ -206,7 +225,7 @@ to_session(struct broker *b, struct routed *r, const struct match *m,
 		any = true;
 		add_sub(b, r, match_sub(m, i), &o);
 	}
-	if (any) {
+	if (any && readable) {
 		(*receivers)++;
 		offer(b, r, &o);
 	}
@@ -222,6 +241,8 @@ fitness(const struct broker *b, const struct sub *sub,
 	const struct session *s = sub->session;
 	uint8_t qos = granted(b, p->qos, sub->qos);
 
+	if (!auth_may_read(s, p->topic))
+		return 0;
 	if (s->client && !s->client->failed && !session_qos0(s) &&
 	    !session_unsent(s) && (qos == 0 || session_window_open(s)))
 		return 3;
@@ -331,6 +352,29 @@ route_msg(struct broker *b, struct msg *m, int64_t expires_ms,
 
 /* ---- what waits ---- */
 
+static void
+recheck_line(struct broker *b, struct session *s, struct delivery *d)
+{
+	struct delivery *next;
+
+	for (; d; d = next) {
+		next = d->next;
+		if (d->id || !d->msg || auth_may_read(s, msg_topic(d->msg)))
+			continue;
+		b->stats.publish_dropped++;
+		session_drop(s, &b->topics, d);
+	}
+}
+
+void
+route_recheck(struct broker *b, struct session *s)
+{
+	if (s->out && s->rules)
+		recheck_line(b, s, s->out->qos0.first);
+	if (s->out && s->rules)
+		recheck_line(b, s, s->out->acked.first);
+}
+
 /* Sends the first unsent delivery. false: it has to wait. */
 static bool
 send_next(struct broker *b, struct client *c)
@@ -404,7 +448,7 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 			scan_end(&b->topics, scan);
 		return *steps > 0;
 	}
-	if (msg_expired(m, b->now_ms))
+	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)))
 		return true;
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;

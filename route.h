@@ -33,6 +33,10 @@ void route_msg(struct broker *b, struct msg *m, int64_t expires_ms,
 /* Moves what waits for c into its output as far as window and room allow. */
 void route_pump(struct broker *b, struct client *c);
 
+/* s has other rights than before: drops what waits for it and was never sent,
+ * and that it may not read any more. */
+void route_recheck(struct broker *b, struct session *s);
+
 /* Whether a pump would move something into c's output. */
 bool route_waits(const struct client *c);
 

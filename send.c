@@ -41,11 +41,26 @@ send_flush(struct broker *b, struct client *c)
 /* The largest packet that Remaining Length can tell of. */
 #define SIZE_MAX_MQTT (5 + 268435455u)
 
+/* The topic as c knows it: without the mount point of its listener. */
+static struct mqtt_str
+topic_for(const struct client *c, struct mqtt_str topic)
+{
+	const char *point = c->listener->conf->mount_point;
+	size_t n = point ? strlen(point) : 0;
+
+	if (n == 0 || topic.len <= n || memcmp(topic.p, point, n) != 0)
+		return topic;
+	return (struct mqtt_str){ topic.p + n, topic.len - (uint32_t)n };
+}
+
 bool
 send_fits(const struct client *c, const struct mqtt_publish *p)
 {
-	uint32_t size = mqtt_publish_size(p, c->version);
+	struct mqtt_publish q = *p;
+	uint32_t size;
 
+	q.topic = topic_for(c, p->topic);
+	size = mqtt_publish_size(&q, c->version);
 	return size <= c->packet_max && size <= SIZE_MAX_MQTT;
 }
 
@@ -88,6 +103,7 @@ send_publish(struct broker *b, struct client *c, struct mqtt_publish *p,
 
 	if (!send_fits(c, p))
 		return false;
+	p->topic = topic_for(c, p->topic);
 	log_publish(c, p);
 	size = mqtt_publish_size(p, c->version);
 	/* An alias beside a topic adds three bytes, and perhaps one to each of

@@ -58,6 +58,31 @@ session_new(struct sessions *ss, struct mqtt_str id)
 	return s;
 }
 
+static void
+free_user(struct session *s)
+{
+	if (s->user)
+		mem_free(s->user, sizeof *s->user + s->user->len);
+	s->user = NULL;
+}
+
+bool
+session_set_user(struct session *s, struct mqtt_str user)
+{
+	struct session_user *copy = NULL;
+
+	if (user.p) {
+		copy = mem_alloc(sizeof *copy + user.len);
+		if (!copy)
+			return false;
+		copy->len = (uint16_t)user.len;
+		memcpy(copy->name, user.p, user.len);
+	}
+	free_user(s);
+	s->user = copy;
+	return true;
+}
+
 void
 session_free_will(struct session *s)
 {
@@ -93,6 +118,7 @@ session_free(struct sessions *ss, struct session *s)
 	while (s->subs)
 		topic_unsubscribe(ss->topics, s->subs);
 	session_free_will(s);
+	free_user(s);
 	mem_free(s->received, s->received_cap * sizeof *s->received);
 	timer_fini(ss->timers, &s->timer);
 	hash_remove(&ss->by_id, &s->link);
@@ -261,6 +287,7 @@ session_sent(struct session *s, struct delivery *d)
 		return false;
 	d->state = SENT;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += d->weight;
 	s->out->unsent = d->next;
 	return true;
 }
@@ -270,6 +297,7 @@ session_resent(struct session *s)
 {
 	s->out->unsent->state = RELEASED;
 	s->out->in_flight++;
+	s->out->in_flight_bytes += s->out->unsent->weight;
 	s->out->unsent = s->out->unsent->next;
 }
 
@@ -294,6 +322,7 @@ void
 session_done(struct session *s, struct topics *t, struct delivery *d)
 {
 	s->out->in_flight--;
+	s->out->in_flight_bytes -= d->weight;
 	session_drop(s, t, d);
 }
 
@@ -311,6 +340,7 @@ session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 		d->state = d->state == RELEASED ? TO_RELEASE : WAITING;
 	o->unsent = o->acked.first;
 	o->in_flight = 0;
+	o->in_flight_bytes = 0;
 }
 
 /* ---- received QoS 2 identifiers ---- */

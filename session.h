@@ -57,6 +57,12 @@ struct will {
 #define SESSION_FOREVER UINT32_MAX      /* as expiry */
 
 struct client;
+struct acl_user;
+
+struct session_user {
+	uint16_t len;
+	uint8_t name[];
+};
 
 /* A list of deliveries, and what of it waits and was never sent. QoS 0 and the
  * others are counted apart, so that the first costs no place for the second. */
@@ -73,6 +79,7 @@ struct outbox {
 	struct delivery **ring;         /* those with an id, by id & mask */
 	uint32_t ring_size;             /* a power of two, or 0 */
 	uint32_t n_ids;                 /* deliveries with an id */
+	uint64_t in_flight_bytes;
 	uint16_t in_flight;             /* sent on this connection */
 };
 
@@ -83,15 +90,19 @@ struct session {
 	struct sub *subs;
 	struct scan *scans;             /* retained messages still to come */
 	uint16_t *received;             /* QoS 2 ids not released, sorted */
+	struct session_user *user;      /* NULL: no name */
+	const struct acl_user *rules;   /* NULL: it may do everything */
 	struct will *will;
 	struct timer timer;             /* the nearer of the two below */
 	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
 	int64_t expires_ms;             /* while not connected */
 	uint32_t expiry;                /* s after the connection's end */
+	uint32_t window_bytes;          /* the same in bytes; 0: no limit */
 	uint16_t window;                /* unacknowledged messages allowed */
 	uint16_t last_id;
 	uint16_t n_received, received_cap;
 	uint16_t id_len;
+	uint8_t guard;                  /* place of its listener's guard */
 	bool dropping;                  /* an episode of drops was logged */
 	uint8_t id[];                   /* client identifier, NUL behind it */
 };
@@ -111,6 +122,17 @@ session_id(const struct session *s)
 {
 	return (struct mqtt_str){ s->id, s->id_len };
 }
+
+/* The name of the user that the session belongs to; p NULL: none. */
+static inline struct mqtt_str
+session_user(const struct session *s)
+{
+	return s->user ? (struct mqtt_str){ s->user->name, s->user->len } :
+	    (struct mqtt_str){ NULL, 0 };
+}
+
+/* Copies the name; p NULL: none. false: no memory, nothing changed. */
+bool session_set_user(struct session *s, struct mqtt_str user);
 
 /* NULL: there is none. */
 struct session *session_find(const struct sessions *ss, struct mqtt_str id);
@@ -151,7 +173,10 @@ session_unsent(const struct session *s)
 static inline bool
 session_window_open(const struct session *s)
 {
-	return (s->out ? s->out->in_flight : 0) < s->window;
+	if (!s->out)
+		return s->window > 0;
+	return s->out->in_flight < s->window && (s->window_bytes == 0 ||
+	    s->out->in_flight_bytes < s->window_bytes);
 }
 
 /* Takes out and frees any delivery. */

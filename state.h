@@ -8,8 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "auth.h"
 #include "config.h"
 #include "conn.h"
+#include "service.h"
 #include "session.h"
 #include "timer.h"
 #include "topic.h"
@@ -17,12 +19,15 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
+	TIMER_WATCHDOG, TIMER_DAILY,
 };
 
 struct listener {
 	const struct config_listener *conf;
 	int fd;
 	uint32_t *n_connections;        /* shared by the sockets of one conf */
+	struct tls_server **tls;        /* the same; NULL in it: plain */
+	uint8_t guard;                  /* its place in b->auth */
 	bool pending;                   /* somebody wants to connect */
 };
 
@@ -35,6 +40,8 @@ struct aliases {
 
 enum client_state {
 	CLIENT_NEW,     /* accepted, waits for CONNECT */
+	CLIENT_LOGIN,   /* CONNECT has come; its password is being checked, or
+	                 * the refusal is held back. Nothing more is read */
 	CLIENT_UP,      /* CONNACK 0 was sent */
 	CLIENT_CLOSING, /* only what stands in the output still goes out */
 	CLIENT_LINGER,  /* all is sent; what the peer still sends is dropped, so
@@ -42,11 +49,23 @@ enum client_state {
 	CLIENT_DEAD,    /* freed at the end of the turn */
 };
 
+/* A CONNECT whose password takes time to check. */
+struct login {
+	struct login *next, *prev;      /* in the broker's list */
+	struct client *client;
+	struct auth_check check;
+	const char *why;                /* it is refused; not in the list */
+	struct mqtt_connect k;          /* views into packet */
+	uint32_t len;
+	uint8_t packet[];               /* the body; wiped at the end */
+};
+
 /* One MQTT connection. */
 struct client {
 	struct conn conn;               /* first: the loop knows only this */
 	struct timer timer;             /* CONNECT, keep alive, lingering */
 	struct session *session;        /* while CLIENT_UP */
+	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
 	struct aliases *from_client, *to_client;
 	int64_t last_in_ms;             /* a whole packet */
@@ -57,6 +76,7 @@ struct client {
 	uint8_t state;                  /* enum client_state */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
 	bool bridge;
+	bool certified;                 /* its certificate gave its user name */
 	bool clean;
 	bool blocked;                   /* the kernel took only a part */
 	bool failed;                    /* out of memory, or a write failed */
@@ -72,29 +92,51 @@ struct stats {
 	uint64_t sockets, connections;
 };
 
+/* Who takes a client identifier from whom, again and again: most likely two
+ * devices with the same one. */
+struct takeovers {
+	uint32_t hash;          /* of the identifier */
+	uint32_t n;             /* within a minute of start_ms */
+	int64_t start_ms, last_ms;
+	bool told;              /* and then not again before a quiet minute */
+};
+
+#define TAKEOVERS_WATCHED 16            /* identifiers at a time */
+
 struct sys;
 
 struct broker {
-	const struct config *conf;
+	struct config *conf;            /* changed by a reload only */
+	struct service service;
 	struct watch watch;
 	struct timers timers;
 	struct topics topics;
 	struct sessions sessions;
 	struct listener *listeners;
 	unsigned n_listeners;
+	struct auth auth;
+	struct auth_delays delays;
+	struct login *logins, *logins_last;     /* passwords to be checked */
 	uint32_t *counts;               /* connections per configured listener */
+	struct tls_server **certs;      /* per configured listener, or NULL */
+	struct tls_pool tls;
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
+	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
+	struct timer watchdog;          /* the service manager waits for us */
+	struct timer daily;             /* set while there are certificates */
 	uint8_t *buf;                   /* CONN_BUF bytes: what was read */
 	uint32_t *subids;               /* those of the message at hand */
 	uint32_t subids_cap;
 	int64_t now_ms;                 /* of this turn */
 	uint32_t work;                  /* of this turn: packets, deliveries,
 	                                 * steps of searches */
+	bool out_of_fds;                /* and that was told */
 	bool stop;
+	bool reload;                    /* SIGHUP came */
 };
 
 /* Has c settled at the end of the turn: output written, queue looked at,

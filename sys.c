@@ -11,6 +11,9 @@ enum { N_LOADS = 9, N_SPANS = 3 };
 /* Log lines kept for publication in one turn; more are dropped. */
 #define LINES_MAX 64
 
+/* Lines of one kind in a report. */
+#define REPORT_MAX 1000
+
 struct sys {
 	struct timer timer;
 	int64_t start_ms, last_ms;
@@ -125,6 +128,27 @@ loads(struct broker *b)
 	}
 }
 
+/* When the certificates of the listeners with TLS expire. */
+static void
+certificates(struct broker *b)
+{
+	char name[64], day[CERT_DATE];
+
+	for (unsigned i = 0; i < b->conf->n_listeners; i++) {
+		const struct tls_server *s = b->certs[i];
+		int port = b->conf->listeners[i].port;
+
+		if (!s)
+			continue;
+		snprintf(name, sizeof name, "certificate/%d/expires", port);
+		publish(b, name, cert_date(tls_server_cert(s)->not_after,
+		    day), true);
+		snprintf(name, sizeof name, "certificate/%d/days", port);
+		snprintf(day, sizeof day, "%d", tls_server_days(s));
+		publish(b, name, day, true);
+	}
+}
+
 void
 sys_timer(struct broker *b)
 {
@@ -136,8 +160,93 @@ sys_timer(struct broker *b)
 	loads(b);
 	counters(b);
 	clients(b);
+	certificates(b);
 	timer_set(&b->timers, &b->sys->timer,
 	    b->now_ms + b->conf->sys_interval * 1000);
+}
+
+void
+sys_reload(struct broker *b)
+{
+	timer_set(&b->timers, &b->sys->timer, b->conf->sys_interval == 0 ?
+	    TIMER_NEVER : b->now_ms + b->conf->sys_interval * 1000);
+}
+
+/* ---- the report ---- */
+
+static void
+tell_subs(const struct session *s, unsigned *n)
+{
+	char filter[600];
+
+	for (const struct sub *sub = s->subs; sub && *n < REPORT_MAX;
+	    sub = sub->mine_next) {
+		topic_filter_text(sub, filter, sizeof filter);
+		log_notice("%s has %s (QoS %d)", s->id, filter, sub->qos);
+		(*n)++;
+	}
+}
+
+static void
+tell_session(const struct session *s, unsigned *n_subs)
+{
+	const struct outbox *o = s->out;
+	char name[CONN_NAME] = "";
+
+	if (s->client)
+		conn_name(&s->client->conn.peer, name);
+	log_notice("Client %s: %s%s, %u messages waiting, %u in flight.",
+	    s->id, s->client ? "connected from " : "away",
+	    name, o ? o->qos0.n + o->acked.n : 0, o ? o->in_flight : 0);
+	tell_subs(s, n_subs);
+}
+
+static void
+tell_sessions(const struct broker *b)
+{
+	const struct hash *h = &b->sessions.by_id;
+	unsigned n = 0, n_subs = 0;
+
+	log_notice("Report: %u clients, %u of them connected; %u "
+	    "subscriptions.", h->n, b->sessions.n_connected, b->topics.n_subs);
+	for (uint32_t i = 0; h->bucket && i <= h->mask && n < REPORT_MAX; i++)
+		for (struct hash_link *l = h->bucket[i]; l && n < REPORT_MAX;
+		    l = l->next, n++)
+			tell_session(HASH_OBJECT(l, struct session, link),
+			    &n_subs);
+	if (n < h->n)
+		log_notice("... and %u more clients.", h->n - n);
+	if (n_subs < b->topics.n_subs)
+		log_notice("... and %u more subscriptions.",
+		    b->topics.n_subs - n_subs);
+}
+
+static void
+tell_retained(const struct broker *b)
+{
+	const struct node *node = NULL;
+	char topic[600];
+	unsigned n = 0;
+
+	log_notice("Report: %u retained messages.", b->topics.n_retained);
+	while (n < REPORT_MAX &&
+	    (node = topic_next_retained(&b->topics, node))) {
+		topic_text(node, topic, sizeof topic);
+		log_notice("Retained: %s (%u bytes)", topic,
+		    node->retained->payload_len);
+		n++;
+	}
+	if (n < b->topics.n_retained)
+		log_notice("... and %u more retained messages.",
+		    b->topics.n_retained - n);
+}
+
+void
+sys_report(struct broker *b)
+{
+	tell_sessions(b);
+	tell_retained(b);
+	log_notice("Report: %zu bytes in use for all of this.", mem_used());
 }
 
 void
@@ -182,8 +291,10 @@ sys_init(struct broker *b)
 {
 	struct sys *s = mem_zalloc(sizeof *s);
 
-	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS))
+	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS)) {
+		mem_free(s, sizeof *s);
 		return false;
+	}
 	s->start_ms = s->last_ms = b->now_ms;
 	b->sys = s;
 	if (b->conf->sys_interval == 0)
@@ -196,6 +307,8 @@ sys_init(struct broker *b)
 void
 sys_fini(struct broker *b)
 {
+	if (!b->sys)
+		return;
 	for (unsigned i = 0; i < b->sys->n_lines; i++)
 		msg_unref(b->sys->line[i]);
 	timer_fini(&b->timers, &b->sys->timer);

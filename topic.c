@@ -483,7 +483,7 @@ static size_t
 match_size(const struct match *m)
 {
 	return sizeof *m + ((size_t)m->n_subs + m->n_groups) * sizeof(void *) +
-	    m->topic_len;
+	    m->topic_len + m->n_subs;
 }
 
 static uint8_t *
@@ -516,7 +516,15 @@ resolve(struct topics *t, struct mqtt_str topic, uint32_t hash)
 	if (t->found_n)
 		memcpy(m->who, t->found, t->found_n * sizeof *t->found);
 	memcpy(match_topic(m), topic.p, topic.len);
+	if (m->n_subs)
+		memset(match_mark(m, 0), 0, m->n_subs);
 	return m;
+}
+
+void
+topic_forget_marks(struct topics *t)
+{
+	t->generation++;
 }
 
 static bool
@@ -654,6 +662,31 @@ topic_retained(struct topics *t, struct mqtt_str topic)
 	struct node *n = find(&t->topics, topic);
 
 	return n ? n->retained : NULL;
+}
+
+static const struct node *
+next_node(const struct node *n)
+{
+	if (n->child)
+		return n->child;
+	while (n && !n->next)
+		n = n->parent;
+	return n ? n->next : NULL;
+}
+
+const struct node *
+topic_next_retained(const struct topics *t, const struct node *n)
+{
+	n = next_node(n ? n : t->topics.root);
+	while (n && !n->retained)
+		n = next_node(n);
+	return n;
+}
+
+void
+topic_text(const struct node *n, char *out, size_t size)
+{
+	out[path_text(n, out, size - 1)] = 0;
 }
 
 void

@@ -80,7 +80,8 @@ struct match {
 	uint32_t n_subs, n_groups;
 	uint32_t topic_len;
 	void *who[];                    /* struct sub *, struct group *, then
-	                                 * the bytes of the topic */
+	                                 * the bytes of the topic, then a mark
+	                                 * for each subscription */
 };
 
 #define TOPIC_CACHE 4096                /* slots, two per set */
@@ -139,12 +140,31 @@ match_group(const struct match *m, uint32_t i)
 	return m->who[m->n_subs + i];
 }
 
+/* A byte for each subscription, 0 in a new match: the caller may note there
+ * what it knows about this topic and session, until topic_forget_marks. */
+static inline uint8_t *
+match_mark(const struct match *m, uint32_t i)
+{
+	return (uint8_t *)(uintptr_t)&m->who[m->n_subs + m->n_groups] +
+	    m->topic_len + i;
+}
+
+void topic_forget_marks(struct topics *t);
+
 /* Keeps a reference to m as the topic's retained message; NULL removes.
  * false: no memory, the old one stays. */
 bool topic_retain(struct topics *t, struct mqtt_str topic, struct msg *m);
 
 /* The topic's retained message, NULL if none. Not a new reference. */
 struct msg *topic_retained(struct topics *t, struct mqtt_str topic);
+
+/* The next topic with a retained message after n in the tree, the first one for
+ * NULL; NULL at the end. No message may come or go in between. */
+const struct node *topic_next_retained(const struct topics *t,
+    const struct node *n);
+
+/* The node's topic into out, cut at size - 1. */
+void topic_text(const struct node *n, char *out, size_t size);
 
 /* Removes the retained message whose timer this is. */
 void topic_lapse(struct topics *t, struct timer *timer);

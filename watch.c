@@ -47,6 +47,7 @@ watch_init(struct watch *w)
 	sigemptyset(&set);
 	for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
 		sigaddset(&set, taken[i]);
+	sigaddset(&set, SIGRTMIN);
 	sigaddset(&set, BELL);
 	signal(SIGPIPE, SIG_IGN);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)

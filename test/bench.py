@@ -25,10 +25,16 @@ import time
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
+import bench_tls
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOAD = os.path.join(ROOT, "build", "load")
 CORES = sorted(os.sched_getaffinity(0))
 BROKER_CORE, LOAD_CORE = CORES[0], CORES[-1]
+
+
+# Who may do everything, after some rules that do not fit.
+RULES = "".join(f"topic read room/{i}/+\n" for i in range(20)) + "topic #\n"
 
 
 class Failed(Exception):
@@ -65,6 +71,8 @@ def run_broker(program, config=""):
             tempfile.TemporaryFile("w+") as errors:
         os.chmod(directory, 0o755)      # mosquitto drops the rights of root
         path = os.path.join(directory, "broker.conf")
+        with open(os.path.join(directory, "rules"), "w") as file:
+            file.write(RULES)
         with open(path, "w") as file:
             file.write(f"listener {port} 127.0.0.1\n"
                        f"allow_anonymous true\nlog_type error\n{config}")
@@ -215,11 +223,70 @@ def idle(program, quick):
     return figures
 
 
+@contextmanager
+def run_tls_broker(program, key, client=False):
+    """A broker with a listener for TLS too: (broker, folder, port)."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, \
+            socket.socket() as s:
+        os.chmod(directory, 0o755)
+        bench_tls.make_certificates(directory)
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+        s.close()
+        with run_broker(program, bench_tls.config(directory, port, key,
+                                                  client)) as broker:
+            yield broker, directory, port
+
+
+def tls_handshakes(program, quick):
+    figures = {}
+    for label, key, client, resumed, n in (
+            ("full, RSA-2048", "rsa", False, False, 200),
+            ("full, P-256", "ec", False, False, 400),
+            ("full, P-256 with client certificate", "ec", True, False, 200),
+            ("resumed", "ec", False, True, 1000)):
+        with run_tls_broker(program, key, client) as (broker, directory, port):
+            us = bench_tls.handshakes(broker, directory, port, client,
+                                      resumed, n // 10 if quick else n)
+        figures[f"TLS handshake, {label}: CPU us"] = Figure(us, 1e6 / us)
+    return figures
+
+
+def tls_bulk(program, quick):
+    figures = {}
+    for name, ciphers in bench_tls.SUITES.items():
+        for size, n in (1024, 40000), (16384, 10000):
+            n = n // 10 if quick else n
+            with run_tls_broker(program, "ec") as (broker, directory, port):
+                us = bench_tls.bulk_in(broker, directory, port, ciphers, size,
+                                       n)
+                figures[f"TLS, {name}, {size} B in: CPU us"] = Figure(
+                    us, 1e6 / us)
+                us = bench_tls.bulk_out(broker, directory, port, broker.port,
+                                        ciphers, size, n)
+                figures[f"TLS, {name}, {size} B out: CPU us"] = Figure(
+                    us, 1e6 / us)
+    return figures
+
+
+def tls_idle(program, quick):
+    figures = {}
+    for label, client in ("TLS", False), ("TLS with client certificate", True):
+        with run_tls_broker(program, "ec", client) as (broker, directory,
+                                                       port):
+            figures[f"idle connection, {label}: bytes"] = Figure(
+                bench_tls.idle(broker, directory, port, client,
+                               200 if quick else 2000))
+    return figures
+
+
 # The windows keep what is outstanding for a subscriber at 1000 or less, the
 # usual length of a queue. Mosquitto handles so few of the acknowledgements of
 # a busy subscriber that fan-in with QoS 1 overflows a queue of any length.
 ROWS = {
     "pairs": traffic("10 pairs, QoS 0, 16 B", "pairs"),
+    "pairs-acl": traffic("10 pairs, QoS 0, 16 B, ACL of 21 rules", "pairs",
+                         config="acl_file rules\n"),
     "pairs-1k": traffic("10 pairs, QoS 0, 1 KB", "-s 1024 pairs"),
     "pairs-q1": traffic("10 pairs, QoS 1, 16 B", "-q 1 pairs"),
     "pairs-q2": traffic("10 pairs, QoS 2, 16 B", "-q 2 pairs"),
@@ -229,6 +296,8 @@ ROWS = {
     "ping": traffic("1 pair, one at a time, QoS 0", "-n 1 -w 1 pairs"),
     "pairs-64k": traffic("10 pairs, QoS 0, 64 KB", "-s 65536 -w 8 pairs"),
     "fanout-100": traffic("1 to 100, full speed", "-n 100 fanout"),
+    "fanout-100-acl": traffic("1 to 100, full speed, ACL of 21 rules",
+                              "-n 100 fanout", config="acl_file rules\n"),
     "fanout-1000": traffic("1 to 1000, full speed", "-n 1000 -w 200 fanout"),
     "fanout-100-single": traffic("1 to 100, one at a time",
                                  "-n 100 -w 1 fanout"),
@@ -249,6 +318,9 @@ ROWS = {
     "retained": retained,
     "bare": bare,
     "idle": idle,
+    "tls-handshakes": tls_handshakes,
+    "tls-bulk": tls_bulk,
+    "tls-idle": tls_idle,
 }
 
 

@@ -19,6 +19,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import tls  # noqa: E402
 import wire  # noqa: E402
 
 LIMIT_S = 60        # pytest.mark.limit(seconds) for those that need more
@@ -47,6 +48,14 @@ def pytest_runtest_protocol(item):
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def pki():
+    """Authorities and certificates, made when they are asked for; see tls.py."""
+    made = tls.Pki()
+    yield made
+    made.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +93,8 @@ def new_broker():
 
 @pytest.fixture
 def dial(request):
-    """dial(broker=, address=, version=, timeout=, receive_buffer=): a Client on an open socket
-    that has sent nothing yet. Without broker or address, to the shared broker."""
+    """dial(broker=, address=, version=, timeout=, receive_buffer=, context=): a Client on an open
+    socket that has sent nothing yet. Without broker or address, to the shared broker."""
     clients = []
 
     def create(broker=None, address=None, **options):
@@ -107,8 +116,9 @@ def connect(dial):
     The rest goes to Client.connect(); client.connack is the answer. Without a client id
     the client gets one that no other test uses."""
     def create(client_id=None, broker=None, address=None, version=wire.V311, timeout=5,
-               receive_buffer=None, **fields):
-        client = dial(broker, address, version=version, timeout=timeout, receive_buffer=receive_buffer)
+               receive_buffer=None, context=None, **fields):
+        client = dial(broker, address, version=version, timeout=timeout, receive_buffer=receive_buffer,
+                      context=context)
         client.id = f"id{next(numbers)}" if client_id is None else client_id
         client.connect(client.id, **fields)
         return client

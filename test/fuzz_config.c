@@ -16,11 +16,17 @@ check_listener(const struct config_listener *l)
 	assert(l->path ? l->port == 0 && l->path[0] == '/' && !l->host :
 	    l->port > 0 && l->port < 65536);
 	assert(!l->host || (l->host[0] && !strpbrk(l->host, "\r\n")));
+	assert(!l->security.auto_id_prefix ||
+	    strlen(l->security.auto_id_prefix) <= 50);
 	assert(l->max_connections >= -1);
 	assert(l->max_qos >= 0 && l->max_qos <= 2);
 	assert(l->max_topic_alias >= 0 && l->max_topic_alias < 65536);
 	assert(l->max_topic_alias_broker >= 0 &&
 	    l->max_topic_alias_broker < 65536);
+	assert(l->versions && (l->versions & ~0x38u) == 0);
+	assert(!l->mount_point || !strpbrk(l->mount_point, "+#"));
+	assert(!l->interface || strlen(l->interface) < 16);
+	assert(!l->auto_id_prefix || strlen(l->auto_id_prefix) <= 50);
 }
 
 static void
@@ -29,7 +35,8 @@ check(const struct config *c)
 	assert(c->n_listeners > 0 && c->n_listeners <= 65);
 	for (unsigned i = 0; i < c->n_listeners; i++)
 		check_listener(&c->listeners[i]);
-	assert(!c->auto_id_prefix || strlen(c->auto_id_prefix) <= 50);
+	assert(c->global_max_clients >= -1 && c->global_max_connections >= -1);
+	assert(c->max_inflight_bytes >= 0);
 	assert(c->connect_timeout > 0 && c->max_packet_size >= 20);
 	assert(c->max_inflight_messages >= 0);
 	assert(c->max_inflight_messages < 65536);
@@ -44,6 +51,13 @@ check(const struct config *c)
 	assert(c->log.facility >= -1 && c->log.facility < 8);
 }
 
+static void
+take(struct config *to, struct config *from)
+{
+	*to = *from;
+	*from = (struct config){ 0 };
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -51,6 +65,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static char path[32];
 	char *argv[] = { "midge", "-c", path, NULL };
 	struct log_config quiet = { .types = LOG_T_ALL };
+	static struct config running;
 	struct config c;
 
 	/* It would read whatever there is on this machine. */
@@ -64,9 +79,20 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	assert(ftruncate(fd, 0) == 0);
 	assert(pwrite(fd, data, size, 0) == (ssize_t)size);
+	/* For a test: what follows a fault is read too. */
+	assert(config_read_all(&c, 3, argv) <= CONFIG_BAD);
+	check(&c);
+	config_free(&c);
 	switch (config_read(&c, 3, argv)) {
 	case CONFIG_RUN:
 		check(&c);
+		/* As if the one before were running. */
+		if (running.n_listeners) {
+			config_keep(&running, &c);
+			check(&c);
+			config_free(&running);
+		}
+		take(&running, &c);
 		break;
 	case CONFIG_BAD:
 		break;

@@ -78,6 +78,13 @@ read_text(const char *text)
 	return read_bytes(text, strlen(text));
 }
 
+/* Whether clients without a name may use listener i. */
+static bool
+may_all(unsigned i)
+{
+	return c.listeners[i].security.allow_anonymous;
+}
+
 /* Whether this file is refused, with a word about the line. */
 static bool
 refused(const char *text, unsigned line)
@@ -102,7 +109,7 @@ TEST(nothing_given)
 
 	begin();
 	CHECK(read_args(1, argv) == CONFIG_RUN && !said[0]);
-	CHECK(!c.file && c.local_only && c.allow_anonymous && !c.verbose);
+	CHECK(!c.file && c.local_only && may_all(0) && !c.verbose);
 	CHECK(c.n_listeners == 2);
 	for (unsigned i = 0; i < 2; i++) {
 		struct config_listener *l = &c.listeners[i];
@@ -120,10 +127,11 @@ TEST(defaults)
 {
 	begin();
 	CHECK(read_text("") == CONFIG_RUN && is(c.file, file));
-	CHECK(c.allow_zero_length_clientid && c.connection_messages);
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(c.connection_messages);
 	CHECK(!c.queue_qos0_messages && c.retain_available);
 	CHECK(c.set_tcp_nodelay && !c.upgrade_outgoing_qos && !c.verbose);
-	CHECK(!c.auto_id_prefix && !c.clientid_prefixes);
+	CHECK(!c.security.auto_id_prefix && !c.clientid_prefixes);
 	CHECK(c.connect_timeout == 30 && c.max_inflight_messages == 20);
 	CHECK(c.max_keepalive == 0 && c.max_packet_size == 2000000);
 	CHECK(c.max_queued_messages == 1000 && c.max_queued_bytes == 0);
@@ -285,7 +293,11 @@ TEST(numbers)
 		long long min, max;
 	} table[] = {
 		{ "connect_timeout", &c.connect_timeout, 1, 3600 },
+		{ "global_max_clients", &c.global_max_clients, -1, INT_MAX },
+		{ "global_max_connections", &c.global_max_connections, -1,
+		    INT_MAX },
 		{ "log_facility", &c.log.facility, 0, 7 },
+		{ "max_inflight_bytes", &c.max_inflight_bytes, 0, INT_MAX },
 		{ "max_inflight_messages", &c.max_inflight_messages, 0, 65535 },
 		{ "max_keepalive", &c.max_keepalive, 0, 65535 },
 		{ "max_packet_size", &c.max_packet_size, 20, 268435461 },
@@ -314,7 +326,18 @@ TEST(numbers)
 			    bad[k]);
 			CHECK(refused(text, 1));
 		}
+		/* Given twice, the last one counts. */
+		snprintf(text, sizeof text, "%s %lld\n%s %lld\n",
+		    table[i].name, table[i].max, table[i].name, table[i].min);
+		CHECK(read_text(text) == CONFIG_RUN && !said[0]);
+		CHECK(*table[i].field == table[i].min);
 	}
+	CHECK(c.log_file_size == 10000000);
+	CHECK(read_text("log_file_size 5000000000\n") == CONFIG_RUN);
+	CHECK(c.log_file_size == 5000000000);
+	CHECK(refused("log_file_size -1\n", 1));
+	CHECK(read_text("retain_expiry_interval 5\n") == CONFIG_RUN);
+	CHECK(!said[0] && refused("retain_expiry_interval x\n", 1));
 	CHECK(read_text("memory_limit 5000000000\n") == CONFIG_RUN);
 	CHECK(c.memory_limit == 5000000000);
 	CHECK(refused("memory_limit -1\n", 1));
@@ -328,8 +351,10 @@ TEST(truth_values)
 		const char *name;
 		bool *field;
 	} table[] = {
-		{ "allow_anonymous", &c.allow_anonymous },
-		{ "allow_zero_length_clientid", &c.allow_zero_length_clientid },
+		{ "acl_check_subscribe", &c.acl_check_subscribe },
+		{ "allow_anonymous", &c.security.allow_anonymous },
+		{ "allow_zero_length_clientid",
+		    &c.security.allow_zero_length_clientid },
 		{ "connection_messages", &c.connection_messages },
 		{ "log_timestamp", &c.log.timestamps },
 		{ "queue_qos0_messages", &c.queue_qos0_messages },
@@ -349,6 +374,9 @@ TEST(truth_values)
 			CHECK(k < 4 ? read_text(text) == CONFIG_RUN &&
 			    *table[i].field == (k % 2 == 0) : refused(text, 1));
 		}
+		snprintf(text, sizeof text, "%s true\n%s 0 # text\n",
+		    table[i].name, table[i].name);
+		CHECK(read_text(text) == CONFIG_RUN && !*table[i].field);
 	}
 	end();
 }
@@ -360,9 +388,13 @@ TEST(strings)
 		char **field;
 		size_t max;
 	} table[] = {
-		{ "auto_id_prefix", &c.auto_id_prefix, 50 },
+		{ "acl_file", &c.security.acl_file, 65535 },
+		{ "auto_id_prefix", &c.security.auto_id_prefix, 50 },
 		{ "clientid_prefixes", &c.clientid_prefixes, 65535 },
 		{ "log_timestamp_format", &c.log_timestamp_format, 100 },
+		{ "password_file", &c.security.password_file, 65535 },
+		{ "pid_file", &c.pid_file, PATH_MAX - 1 },
+		{ "user", &c.user, 255 },
 	};
 	static char text[70000];
 
@@ -389,6 +421,110 @@ TEST(strings)
 	}
 	CHECK(read_text("log_timestamp_format %H:%M\n") == CONFIG_RUN);
 	CHECK(is(c.log.time_format, "%H:%M"));
+	/* Text behind a value belongs to it, which few people mean. */
+	CHECK(read_text("pid_file /x # text\n") == CONFIG_RUN);
+	CHECK(is(c.pid_file, "/x # text") && strstr(said, "end of the line"));
+	end();
+}
+
+TEST(strings_that_are_not_utf8)
+{
+	static const char *const bad[] = { "\x80", "\xc3", "\xc3(", "\xff",
+	    "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+	    "\xf8\x88\x80\x80\x80" };
+	static const char *const good[] = { "\xc3\xa9", "\xe2\x82\xac",
+	    "\xf0\x9f\x98\x80", "\xef\xbf\xbd", "\xf4\x8f\xbf\xbf" };
+	char text[64];
+
+	begin();
+	for (size_t i = 0; i < N(bad); i++) {
+		snprintf(text, sizeof text, "user %s\n", bad[i]);
+		CHECK(refused(text, 1) && strstr(said, "UTF-8"));
+	}
+	for (size_t i = 0; i < N(good); i++) {
+		snprintf(text, sizeof text, "user x%sx\n", good[i]);
+		CHECK(read_text(text) == CONFIG_RUN);
+	}
+	CHECK(read_text("\xef\xbb\xbfsys_interval 7\n") == CONFIG_RUN);
+	CHECK(c.sys_interval == 7);
+	CHECK(refused("sys_interval 7\n\xef\xbb\xbfsys_interval 7\n", 2));
+	end();
+}
+
+/* Strings of the listener above. */
+TEST(listener_strings)
+{
+	static const struct {
+		const char *name;
+		size_t offset, max;
+	} table[] = {
+		{ "bind_interface", offsetof(struct config_listener,
+		    interface), 15 },
+		{ "listener_auto_id_prefix", offsetof(struct config_listener,
+		    security.auto_id_prefix), 50 },
+		{ "mount_point", offsetof(struct config_listener,
+		    mount_point), 1000 },
+	};
+	static char text[2000];
+
+	begin();
+	for (size_t i = 0; i < N(table); i++) {
+		char **field;
+		int n = sprintf(text, "listener 1\nlistener 2\n%s a\n",
+		    table[i].name);
+
+		CHECK(read_text(text) == CONFIG_RUN && !said[0]);
+		field = (char **)(void *)((char *)&c.listeners[1] +
+		    table[i].offset);
+		CHECK(is(*field, "a"));
+		field = (char **)(void *)((char *)&c.listeners[0] +
+		    table[i].offset);
+		CHECK(!*field);
+		sprintf(text + n, "%s a\n", table[i].name);
+		CHECK(read_text(text) == CONFIG_RUN && said[0]);
+		sprintf(text + n, "%s b\n", table[i].name);
+		CHECK(refused(text, 4) && strstr(said, "Duplicate"));
+		n = sprintf(text, "%s ", table[i].name);
+		memset(text + n, 'x', table[i].max + 1);
+		text[n + (int)table[i].max + 1] = 0;
+		CHECK(refused(text, 1));
+		text[n + (int)table[i].max] = 0;
+		CHECK(read_text(text) == CONFIG_RUN && c.n_listeners == 1);
+	}
+	CHECK(refused("mount_point a/#\n", 1));
+	CHECK(refused("mount_point +/a\n", 1));
+	CHECK(read_text("use_username_as_clientid true\nlistener 5\n") ==
+	    CONFIG_RUN);
+	CHECK(!c.listeners[0].use_username_as_clientid);
+	CHECK(c.listeners[1].use_username_as_clientid);
+	CHECK(refused("use_username_as_clientid yes\n", 1));
+	end();
+}
+
+TEST(protocol_versions)
+{
+	static const struct { const char *text; unsigned bits; } good[] = {
+		{ "3", 8 }, { "4,5", 48 }, { "3, 4, 5", 56 }, { "5 4", 48 },
+		{ "4,4", 16 },
+	};
+	static const char *const bad[] = { "", "0", "6", "34", "3;4", ",",
+	    "mqtt", "4,5x" };
+	char text[64];
+
+	begin();
+	CHECK(read_text("listener 1\n") == CONFIG_RUN);
+	CHECK(c.listeners[0].versions == 56);
+	for (size_t i = 0; i < N(good); i++) {
+		snprintf(text, sizeof text, "accept_protocol_versions %s\n",
+		    good[i].text);
+		CHECK(read_text(text) == CONFIG_RUN);
+		CHECK(c.listeners[0].versions == good[i].bits);
+	}
+	for (size_t i = 0; i < N(bad); i++) {
+		snprintf(text, sizeof text, "accept_protocol_versions %s\n",
+		    bad[i]);
+		CHECK(refused(text, 1));
+	}
 	end();
 }
 
@@ -433,6 +569,8 @@ TEST(log_options)
 	CHECK(refused("log_dest file /a\nlog_dest file /b\n", 2));
 	CHECK(refused("log_dest file\n", 1));
 	CHECK(refused("log_dest paper\n", 1));
+	CHECK(read_text("log_dest dlt\n") == CONFIG_RUN && !c.log.dests);
+	CHECK(strncmp(said, "Warning: ", 9) == 0);
 
 	CHECK(read_text("log_type debug\n") == CONFIG_RUN);
 	CHECK(c.log.types == LOG_T_DEBUG);
@@ -455,7 +593,7 @@ TEST(listeners)
 	    "max_topic_alias_broker 4\nsocket_domain ipv4\nprotocol mqtt\n"
 	    "listener 0 /run/a socket\nmaximum_qos 0\nmax_connections -1\n"
 	    "listener 65535 # the last\nsocket_domain ipv6\n") == CONFIG_RUN);
-	CHECK(c.n_listeners == 4 && !c.local_only && !c.allow_anonymous);
+	CHECK(c.n_listeners == 4 && !c.local_only && !may_all(0));
 	CHECK(c.listeners[0].port == 1884 && !c.listeners[0].host);
 	CHECK(c.listeners[0].max_connections == 5);
 	CHECK(c.listeners[0].max_qos == 1 && !c.listeners[0].local);
@@ -516,13 +654,53 @@ TEST(default_listener)
 TEST(anonymous_clients)
 {
 	begin();
-	CHECK(read_text("") == CONFIG_RUN && c.allow_anonymous);
+	CHECK(read_text("") == CONFIG_RUN && may_all(0));
 	CHECK(read_text("allow_anonymous false\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous && c.local_only);
+	CHECK(!may_all(0) && c.local_only);
 	CHECK(read_text("listener 1884\n") == CONFIG_RUN);
-	CHECK(!c.allow_anonymous);
+	CHECK(!may_all(0));
 	CHECK(read_text("listener 1884\nallow_anonymous true\n") == CONFIG_RUN);
-	CHECK(c.allow_anonymous);
+	CHECK(may_all(0));
+	end();
+}
+
+/* What is said for all goes for each listener; what is said for one, for it
+ * alone; and nothing is lost. */
+TEST(security_per_listener)
+{
+	const struct config_security *s;
+
+	begin();
+	CHECK(read_text("listener 1\nacl_file a\nlistener 2\n"
+	    "listener_allow_anonymous true\nauto_id_prefix x\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(!may_all(0) && may_all(1));
+	for (int i = 0; i < 2; i++) {
+		s = &c.listeners[i].security;
+		CHECK(is(s->acl_file, "a") && is(s->auto_id_prefix, "x"));
+		CHECK(!s->password_file && !s->any_user);
+		CHECK(!s->allow_zero_length_clientid);
+	}
+	CHECK(read_text("per_listener_settings true\nlistener 1\n"
+	    "allow_anonymous true\nacl_file a\nlistener 2\nacl_file b\n"
+	    "allow_zero_length_clientid false\n") == CONFIG_RUN);
+	CHECK(may_all(0) && !may_all(1));
+	CHECK(is(c.listeners[0].security.acl_file, "a"));
+	CHECK(is(c.listeners[1].security.acl_file, "b"));
+	CHECK(c.listeners[0].security.allow_zero_length_clientid);
+	CHECK(!c.listeners[1].security.allow_zero_length_clientid);
+	/* The listeners of this machine, and the default one. */
+	CHECK(read_text("per_listener_settings true\nallow_anonymous 0\n"
+	    "acl_file a\n") == CONFIG_RUN && c.local_only);
+	CHECK(!may_all(0) && is(c.listeners[1].security.acl_file, "a"));
+	CHECK(c.listeners[0].security.any_user);
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "port 5\nlistener 6\n") == CONFIG_RUN);
+	CHECK(!c.listeners[0].security.acl_file);
+	CHECK(is(c.listeners[1].security.acl_file, "a"));
+	CHECK(read_text("per_listener_settings true\nacl_file a\n"
+	    "listener 6\n") == CONFIG_BAD);
+	CHECK(refused("allow_anonymous 1\nper_listener_settings 1\n", 2));
 	end();
 }
 
@@ -555,19 +733,35 @@ TEST(number_of_listeners)
 
 TEST(options_without_effect)
 {
+	static const char *const options[] = { "allow_duplicate_messages",
+	    "auth_plugin_deny_special_chars", "ciphers_tls1.3", "dhparamfile",
+	    "enable_control_api", "http_dir", "packet_buffer_size",
+	    "retry_interval", "websockets_headers_size",
+	    "websockets_log_level" };
+	char text[64], want[64];
+
 	begin();
-	CHECK(read_text("pid_file /run/x\nsys_interval 7\n") == CONFIG_RUN);
-	CHECK(strncmp(said, "Warning: pid_file", 17) == 0);
-	CHECK(strstr(said, ":1.\n") && c.sys_interval == 7);
+	for (size_t i = 0; i < N(options); i++) {
+		snprintf(text, sizeof text, "%s 1\nsys_interval 7\n",
+		    options[i]);
+		snprintf(want, sizeof want, "Warning: %s has no effect",
+		    options[i]);
+		CHECK(read_text(text) == CONFIG_RUN && c.sys_interval == 7);
+		CHECK(strncmp(said, want, strlen(want)) == 0);
+		CHECK(strstr(said, "midge.conf:1.\n"));
+		CHECK(strchr(said, '\n')[1] == 0);
+	}
 	end();
 }
 
 /* What would make the broker less safe than asked for is never left out. */
 TEST(options_refused)
 {
-	static const char *const options[] = { "acl_file", "password_file",
-	    "cafile", "certfile", "persistence", "plugin", "connection",
-	    "require_certificate", "per_listener_settings" };
+	static const char *const options[] = { "persistence", "plugin",
+	    "connection", "psk_file", "psk_hint", "tls_engine",
+	    "tls_engine_kpass_sha1", "enable_proxy_protocol",
+	    "proxy_protocol_v2_require_tls", "websockets_origin",
+	    "tls_keyform" };
 	char text[64];
 
 	begin();
@@ -575,6 +769,106 @@ TEST(options_refused)
 		snprintf(text, sizeof text, "\n%s true\n", options[i]);
 		CHECK(refused(text, 2) && strstr(said, options[i]));
 	}
+	end();
+}
+
+/* Options of a bridge are told as such, and once. */
+TEST(bridges)
+{
+	const char *argv[] = { "midge", "-c", file, NULL };
+
+	begin();
+	CHECK(refused("topic # out\n", 1) && strstr(said, "a bridge"));
+	CHECK(read_text("connection x\naddress y\ntopic z\n") == CONFIG_BAD);
+	CHECK(config_read_all(&c, 3, (char **)(uintptr_t)argv) == CONFIG_BAD);
+	CHECK(!strstr(said, "address") && !strstr(said, "topic"));
+	end();
+}
+
+/* A test goes on after a fault. */
+TEST(all_faults)
+{
+	const char *argv[] = { "midge", "-c", file, "--test-config", NULL };
+
+	begin();
+	CHECK(read_text("nonsense\nsys_interval 7\nmax_qos 5\n") ==
+	    CONFIG_BAD);
+	CHECK(!strstr(said, ":3."));
+	CHECK(read_args(4, argv) == CONFIG_TEST && !said[0]);
+	CHECK(config_read_all(&c, 4, (char **)(uintptr_t)argv) == CONFIG_BAD);
+	CHECK(strstr(said, ":1.") && strstr(said, ":3."));
+	CHECK(c.sys_interval == 7 && c.n_listeners == 1);
+	end();
+}
+
+/* ---- a new configuration for a running broker ---- */
+
+static void
+take_over(const char *before, const char *after)
+{
+	struct config old, was;
+
+	CHECK(read_text(before) == CONFIG_RUN);
+	was = old = c;
+	c = (struct config){ 0 };
+	CHECK(read_text(after) == CONFIG_RUN);
+	said[0] = 0;
+	config_tell_kept(&old, &c);
+	/* There, back, and there again. */
+	config_keep(&old, &c);
+	config_keep(&old, &c);
+	CHECK(memcmp(&old, &was, sizeof old) == 0);
+	config_keep(&old, &c);
+	CHECK(c.listeners == was.listeners && c.user == was.user);
+	config_free(&old);
+}
+
+TEST(new_configuration)
+{
+	begin();
+	take_over("sys_interval 1\nauto_id_prefix a\n", "sys_interval 2\n");
+	CHECK(c.sys_interval == 2 && !c.security.auto_id_prefix && !said[0]);
+	CHECK(c.local_only && may_all(0) && c.n_listeners == 2);
+	take_over("user a\npid_file b\n", "user c\nsys_interval 2\n");
+	CHECK(is(c.user, "a") && is(c.pid_file, "b") && c.sys_interval == 2);
+	CHECK(strstr(said, "new user") && strstr(said, "new pid_file"));
+	take_over("listener 1\nmax_qos 1\n", "listener 1\n");
+	CHECK(c.listeners[0].max_qos == 1 && strstr(said, "port 1 "));
+	take_over("listener 1\nmount_point a\n", "listener 1\nmount_point b\n");
+	CHECK(is(c.listeners[0].mount_point, "a") && said[0]);
+	take_over("listener 1\naccept_protocol_versions 4\n", "listener 1\n");
+	CHECK(c.listeners[0].versions == 16 && said[0]);
+	take_over("listener 1\n", "listener 1\nlistener 2\n");
+	CHECK(c.n_listeners == 1 && strstr(said, "Error: Listeners"));
+	take_over("listener 1\n", "listener 2\n");
+	CHECK(c.listeners[0].port == 1 && strstr(said, "Error: Listeners"));
+	/* Who is let in without a user name follows where it listens. */
+	take_over("", "listener 1\n");
+	CHECK(c.local_only && may_all(0));
+	take_over("listener 1\n", "");
+	CHECK(!c.local_only && !may_all(0) && c.n_listeners == 1);
+	take_over("", "allow_anonymous false\n");
+	CHECK(!may_all(0) && !said[0]);
+	end();
+}
+
+/* ---- files that are none ---- */
+
+TEST(odd_files)
+{
+	const char *argv[] = { "midge", "-c", file, NULL };
+
+	begin();
+	CHECK(mkfifo(file, 0600) == 0);
+	CHECK(read_args(3, argv) == CONFIG_BAD && strstr(said, "regular"));
+	CHECK(unlink(file) == 0 && mkdir(file, 0700) == 0);
+	CHECK(read_args(3, argv) == CONFIG_BAD && strstr(said, "directory"));
+	CHECK(rmdir(file) == 0 && symlink("midge.conf", file) == 0);
+	CHECK(read_args(3, argv) == CONFIG_BAD && strstr(said, "symbolic"));
+	argv[2] = "/dev/null";
+	CHECK(read_args(3, argv) == CONFIG_RUN && c.local_only);
+	argv[2] = "/dev/zero";
+	CHECK(read_args(3, argv) == CONFIG_BAD);
 	end();
 }
 
@@ -621,6 +915,10 @@ TEST(includes)
 	included("a.conf", "include_dir /tmp\n");
 	CHECK(!include("") && strstr(said, "/a.conf:1.\n"));
 	CHECK(refused("include_dir /none/such\n", 1));
+	/* A string may stand in one of all files only. */
+	included("a.conf", "user x\n");
+	included("B.conf", "user y\n");
+	CHECK(!include("") && strstr(said, "/B.conf:1.\n"));
 	included("a.conf", NULL);
 	included("B.conf", NULL);
 	included("1.conf", NULL);

@@ -35,6 +35,7 @@ def rows(section):
     """The cells of the tables in a section of the README."""
     text = re.search(rf"^## {section}\n(.*?)(?=^## )", readme(), re.M | re.S).group(1)
     for line in re.findall(r"^\|(.*)\|$", text, re.M):
+        line = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line)
         cells = [c.strip().replace("`", "").replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)]
         if cells[0] != "option" and not cells[0].startswith("---"):
             yield cells
@@ -44,9 +45,10 @@ def test_options_of_the_readme(pages):
     """Each option of the README's tables is in the manual, with its default and its meaning."""
     found = list(rows("Options of the configuration file"))
     assert len(found) > 30
-    for name, default, meaning in found:
+    for name, default, mark, meaning in found:
         default = f" (default: {default})" if default else ""
-        assert f"{name} {meaning}{default}" in plain(pages["midge.conf.5"])
+        mark = f" [{mark}]" if mark else ""
+        assert f"{name} {meaning}{default}{mark}" in plain(pages["midge.conf.5"])
     found = list(rows("Command line"))
     assert len(found) > 3
     for name, meaning in found:

@@ -89,7 +89,7 @@ def test_quiet_connections_are_heard(new_broker, crowd):
 
 def test_more_bells_than_the_kernel_keeps(new_broker, crowd):
     """The queue of signals is small here: what does not fit is found all the same."""
-    broker = new_broker("sys_interval 0", "log_type information")
+    broker = new_broker("sys_interval 0", "log_type information", "user root")
     sockets = crowd(broker, 300)
     resource.prlimit(broker.pid, resource.RLIMIT_SIGPENDING, (5, 5))
     for _ in range(3):
@@ -141,7 +141,7 @@ def test_a_flood_leaves_others_their_turn(new_broker, connect, dial):
 def test_descriptors_run_out(new_broker, connect, dial):
     """Those who are connected notice nothing, the process does not spin, and when one leaves
     another can come."""
-    broker = new_broker("sys_interval 0")
+    broker = new_broker("sys_interval 0", "user root")
     first = connect(broker=broker)
     resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (20, 20))
     clients = [first]
@@ -153,6 +153,7 @@ def test_descriptors_run_out(new_broker, connect, dial):
     for _ in range(20):
         first.ping()
     assert cpu_ticks(broker) - before < 20
+    assert broker.log().count("No more connections can be accepted") == 1
     for c in clients[1:6]:
         c.disconnect()
     late = connect(broker=broker)

@@ -363,13 +363,13 @@ class Closed(AssertionError):
 class Client:
     """One connection to a broker.
 
-    address is (host, port) or the path of a unix socket. Nothing is sent before
-    connect() or send(). receive(), expect() and expect_publish() look at the
+    address is (host, port) or the path of a unix socket; with an ssl.SSLContext as context
+    the handshake follows. Nothing is sent before connect() or send(). receive(), expect() and expect_publish() look at the
     very next packet; subscribe(), unsubscribe(), publish() and ping() wait for
     their answer and keep, in order, whatever arrives before it, in inbox.
     """
 
-    def __init__(self, address, version=V311, timeout=5, receive_buffer=None):
+    def __init__(self, address, version=V311, timeout=5, receive_buffer=None, context=None):
         self.version = version
         self.timeout = timeout
         self.connack = None
@@ -390,6 +390,8 @@ class Client:
             raise
         if family != socket.AF_UNIX:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context:     # an end without close_notify is an error for this socket
+            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
 
     # Bytes and packets
 
