@@ -23,7 +23,7 @@ WARN = -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wwrite-strings -Wvla
 OPT = -Os
 MIDGE_CFLAGS = $(OPT) -g $(COMMON) -D_GNU_SOURCE $(WARN) \
-	-fstack-protector-strong -I$(BEARSSL)/inc \
+	-fstack-protector-strong -isystem $(BEARSSL)/inc \
 	-ffile-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(BEARSSL)=bearssl
 BEARSSL_CFLAGS = -Os $(COMMON) -I$(BEARSSL)/inc -I$(BEARSSL)/src
 # -pie by hand: gcc 12 mistakes -static-pie on 32-bit ARM. No relro, as nothing
