@@ -138,11 +138,11 @@ def test_hup_in_the_middle_of_a_handshake(new_broker, dial, connect, pki, files)
 
 def test_changed_files_are_noticed(new_broker, connect, pki, files):
     """Without HUP too: files that have changed are read when somebody comes, at most every ten seconds."""
-    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN, env=clock(pki, speed=100))
+    broker = new_broker(config=listener(files.put(pki.server())) + READS_AGAIN, env=clock(pki, speed=10))
     context = trusting(pki.ca)
-    old = exchange(connect, broker, context)
+    old = exchange(connect, broker, context, keepalive=0)
     files.put(pki.ca.issue("localhost", extensions=SERVER))
-    wait_for(lambda: serial(exchange(connect, broker, context)) != serial(old), "new certificate")
+    wait_for(lambda: serial(exchange(connect, broker, context)) != serial(old), "new certificate", timeout=20)
     broker.wait_log(f"The certificates of port {broker.port} were read anew")
     old.ping()
     # once is enough
