@@ -1321,6 +1321,8 @@ persist_open(struct broker *b)
 	char path[4200];
 	bool ok;
 
+	/* One large packet is not refused because others wait. */
+	sc.pending_max = 2 * PERSIST_BUSY + 2 * (size_t)c->max_packet_size;
 	start_reading(b);
 	ok = store_open(&b->persist.store, &sc, read_record, &r, &report);
 	if (!ok)

@@ -758,8 +758,7 @@ TEST(options_without_effect)
 /* What would make the broker less safe than asked for is never left out. */
 TEST(options_refused)
 {
-	static const char *const options[] = { "persistence", "plugin",
-	    "connection", "psk_file", "psk_hint", "tls_engine",
+	static const char *const options[] = { "plugin", "connection", "psk_file", "psk_hint", "tls_engine",
 	    "tls_engine_kpass_sha1", "enable_proxy_protocol",
 	    "proxy_protocol_v2_require_tls", "websockets_origin",
 	    "tls_keyform" };
