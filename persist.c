@@ -1374,6 +1374,10 @@ persist_commit(struct broker *b)
 	if (!b->persist.on)
 		return;
 	store_commit(&b->persist.store, b->now_ms);
+	if (!store_failed(&b->persist.store))
+		b->persist.failed_ms = 0;
+	else if (b->persist.failed_ms == 0)
+		b->persist.failed_ms = b->now_ms;
 	watch_store(b);
 }
 
