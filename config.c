@@ -22,7 +22,7 @@
 #define PLUGINS_MAX 16          /* lines plugin_load */
 
 /* The plugins of Mosquitto 2.1 that midge has built in. */
-enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL };
+enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL, PLUGIN_PERSIST };
 enum plugin_scope { PLUGIN_HERE, PLUGIN_GLOBAL, PLUGIN_NAMED };
 
 struct plugin {
@@ -263,14 +263,17 @@ plugin_kind(const char *path)
 	const char *name = slash ? slash + 1 : path;
 
 	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
-	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
+	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL :
+	    !strcmp(name, "mosquitto_persist_sqlite.so") ? PLUGIN_PERSIST :
+	    NO_PLUGIN;
 }
 
 /* A plugin without its file would leave the door open. */
 static bool
 end_plugin(const struct parser *p)
 {
-	if (p->plugin == NO_PLUGIN || p->plugin_has_file)
+	if (p->plugin == NO_PLUGIN || p->plugin == PLUGIN_PERSIST ||
+	    p->plugin_has_file)
 		return true;
 	log_error("Error: The plugin %s needs a line plugin_opt_%s behind it.",
 	    p->plugin == PLUGIN_ACL ? "mosquitto_acl_file.so" :
@@ -287,6 +290,12 @@ begin_plugin(struct parser *p, const char *path, enum plugin_scope scope)
 	p->plugin = plugin_kind(path);
 	p->plugin_scope = scope;
 	p->plugin_has_file = false;
+	if (p->plugin == PLUGIN_PERSIST) {
+		p->c->persistence = true;
+		log_warning("Warning: midge keeps a journal of its own instead "
+		    "of a database of SQLite; persistence is on, at %s:%u.",
+		    p->file, p->line);
+	}
 	if (p->plugin != NO_PLUGIN)
 		return true;
 	log_error("Error: %s cannot be used: midge has no plugins; built in is "
