@@ -940,6 +940,12 @@ unknown(const struct parser *p)
 	const char *near = NULL;
 	unsigned best = 4, d;
 
+	if (p->plugin == PLUGIN_PERSIST &&
+	    !strncmp(p->name, "plugin_opt_", 11)) {
+		log_warning("Warning: %s has no effect (it is for SQLite), at "
+		    "%s:%u.", p->name, p->file, p->line);
+		return true;
+	}
 	for (size_t i = 0; i < N_OPTIONS; i++) {
 		d = distance(p->name, options[i].name);
 		if (d < best) {
