@@ -87,12 +87,13 @@ bench: $(B)/midge $(B)/load
 	@test/need.sh "the bench" python3
 	/usr/bin/python3 test/bench.py $(BENCH)
 
-# Each fuzzer for T seconds.
+# Each fuzzer for T seconds, from its seeds in test/corpus if it has some.
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
 		echo "$$f for $(T) s"; build/fuzz/$$f -max_total_time=$(T) \
 		-timeout=10 -artifact_prefix=build/fuzz/ \
-		build/fuzz/$$f.corpus >build/fuzz/$$f.log 2>&1 || \
+		build/fuzz/$$f.corpus $$(ls -d test/corpus/$$f 2>/dev/null) \
+		>build/fuzz/$$f.log 2>&1 || \
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 

@@ -15,6 +15,7 @@
 #include "listen.h"
 #include "mem.h"
 #include "passwd.h"
+#include "persist.h"
 #include "state.h"
 #include "sys.h"
 
@@ -171,6 +172,8 @@ on_fixed(void *arg, int fd)
 {
 	struct broker *b = arg;
 
+	if (fd == b->persist.fd)
+		persist_event(b);
 	for (unsigned i = 0; i < b->n_listeners; i++)
 		if (b->listeners[i].fd == fd)
 			b->listeners[i].pending = true;
@@ -194,6 +197,8 @@ on_signal(void *arg, int signo)
 		b->stop = true;
 	else if (signo == SIGHUP)
 		b->reload = true;
+	else if (signo == SIGUSR1)
+		persist_save(b);
 	else if (signo == SIGUSR2)
 		sys_report(b);
 	else if (signo == SIGRTMIN)
@@ -254,6 +259,8 @@ timeout(const struct broker *b)
 	wait = tls_wait_ms(&b->tls, now);
 	if (wait >= 0 && due > now + wait)
 		due = now + wait;
+	if (persist_due(b) < due)
+		due = persist_due(b);
 	if (due == TIMER_NEVER)
 		return log_ms;
 	ms = due <= now ? 0 : due - now > INT_MAX ? INT_MAX :
@@ -327,6 +334,7 @@ take_over(struct broker *b, struct config *fresh)
 	client_rules_changed(b, &old);
 	auth_fini(&old);
 	read_certificates(b, true);
+	persist_reload(b);
 	sys_reload(b);
 }
 
@@ -352,9 +360,9 @@ reload(struct broker *b)
 	service_notify("READY=1");
 }
 
-/* Always in this order: wait, input, a handshake, passwords, timers, log lines,
- * output and closing, and new connections last, when those that left are gone.
- */
+/* Always in this order: wait, input, a handshake, passwords, timers, the disk,
+ * log lines, output and closing, and new connections last, when those that left
+ * are gone. */
 static void
 turn(struct broker *b)
 {
@@ -374,6 +382,8 @@ turn(struct broker *b)
 	while (b->work < WORK_TIMERS && (t = timer_due(&b->timers, b->now_ms)))
 		on_timer(b, t);
 	sys_publish_log(b);
+	persist_commit(b);
+	client_disk_done(b);
 	log_flush();            /* what is answered can be read in the log */
 	settle(b);
 	watch_sweep(&b->watch);
@@ -447,7 +457,9 @@ init(struct broker *b)
 	b->certs = mem_zalloc(b->conf->n_listeners * sizeof *b->certs);
 	tls_pool_init(&b->tls, (unsigned)b->conf->max_handshakes,
 	    b->conf->tls_keylog ? tls_keylog_open(b->conf->tls_keylog) : -1);
+	b->persist.fd = -1;
 	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
+	    !watch_fixed(&b->watch, -1) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
 	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
@@ -495,6 +507,7 @@ stop(struct broker *b)
 {
 	log_to_topic(NULL, NULL);
 	close_clients(b);
+	persist_close(b);
 	for (unsigned i = 0; i < b->n_listeners; i++) {
 		close(b->listeners[i].fd);
 		listen_remove(b->listeners[i].conf);
@@ -587,7 +600,8 @@ run(struct broker *b)
 		return EXIT_START;
 	}
 	/* Whatever only root may read is read before become_user. */
-	ok = open_listeners(b) && sys_init(b) && become_user(b);
+	ok = open_listeners(b) && sys_init(b) && become_user(b) &&
+	    (!b->conf->persistence || persist_open(b));
 	if (ok)
 		serve(b);
 	stop(b);
@@ -650,6 +664,7 @@ static const struct program {
 } programs[] = {
 	{ "check", NULL, check_main },
 	{ "passwd", "mosquitto_passwd", passwd_main },
+	{ "store", NULL, persist_main },
 };
 
 int

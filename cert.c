@@ -965,11 +965,31 @@ add_anchor(struct anchors *as, const br_x509_certificate *c,
 	return true;
 }
 
+static int64_t
+end_of(const br_x509_certificate *c)
+{
+	struct cert info;
+
+	cert_parse((struct der){ c->data, c->data_len }, &info);
+	return info.not_after;
+}
+
+static int
+by_end(const void *a, const void *b)
+{
+	int64_t x = end_of(a), y = end_of(b);
+
+	return (y > x) - (y < x);
+}
+
 bool
 anchors_init(struct anchors *as, struct certs *cs, const char **why)
 {
 	*as = (struct anchors){ .certs = *cs };
 	*cs = (struct certs){ 0 };
+	if (as->certs.n)
+		qsort(as->certs.der, as->certs.n, sizeof *as->certs.der,
+		    by_end);
 	as->ta = must(calloc(as->certs.n + 1, sizeof *as->ta));
 	as->info = must(calloc(as->certs.n + 1, sizeof *as->info));
 	for (size_t i = 0; i < as->certs.n; i++) {
@@ -998,6 +1018,16 @@ anchors_free(struct anchors *as)
 	free(as->info);
 	certs_free(&as->certs);
 	*as = (struct anchors){ 0 };
+}
+
+size_t
+anchors_unexpired(const struct anchors *as, int64_t t)
+{
+	size_t n = as->n;
+
+	while (n > 0 && as->info[n - 1].not_after < t)
+		n--;
+	return n;
 }
 
 const struct cert *
@@ -1104,20 +1134,18 @@ signed_by(const br_x509_trust_anchor *ta, struct der tbs, struct der alg,
 	    &ta->pkey.key.rsa, back) && !memcmp(hash, back, len);
 }
 
-/* A list with a critical extension (one of changes only, say) means something
- * else than it seems to: RFC 5280, 5.2. */
+/* Looks for critical extensions. false: damaged. */
 static bool
-no_critical(struct der list)
+look_for_critical(struct der list, bool *critical)
 {
-	struct der ext, oid, critical;
+	struct der ext, oid, flag;
 
 	while (list.len) {
 		if (!take(&list, SEQUENCE, &ext, NULL) ||
 		    !take(&ext, OID, &oid, NULL))
 			return false;
-		if (take_optional(&ext, BOOLEAN, &critical) &&
-		    !IS(critical, "\0"))
-			return false;
+		if (take_optional(&ext, BOOLEAN, &flag))
+			*critical |= !IS(flag, "\0");
 	}
 	return true;
 }
@@ -1142,7 +1170,7 @@ read_serials(struct crl *c, struct der list)
 		    !take_time(&entry, &since))
 			return false;
 		take_optional(&entry, SEQUENCE, &extensions);
-		if (!no_critical(extensions))
+		if (!look_for_critical(extensions, &c->critical))
 			return false;
 		c->n++;
 	}
@@ -1175,7 +1203,8 @@ parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
 	if (take_optional(&tbs, CRL_EXTENSIONS, &d) &&
 	    !take(&d, SEQUENCE, &extensions, NULL))
 		return false;
-	return no_critical(extensions) && read_serials(c, serials);
+	return look_for_critical(extensions, &c->critical) &&
+	    read_serials(c, serials);
 }
 
 struct crl_reader {
@@ -1202,11 +1231,15 @@ add_crl(void *arg, const char *name, uint8_t *der, size_t len,
 	    &sig)) {
 		free(c.serials);
 		free(cs->der[cs->n]);
-		*why = reason("list %zu is damaged, or has a critical "
-		    "extension as lists of changes have", cs->n + 1);
+		*why = reason("list %zu is damaged", cs->n + 1);
 		return false;
 	}
 	cs->list[cs->n++] = c;
+	if (c.critical) {
+		*why = reason("list %zu has a critical extension, as lists of "
+		    "changes have; only whole lists can be used", cs->n);
+		return false;
+	}
 	for (size_t i = 0; i < r->as->n; i++)
 		if (der_eq(r->as->info[i].subject, c.issuer) &&
 		    signed_by(&r->as->ta[i], tbs, alg, sig))

@@ -93,7 +93,7 @@ void cert_free_key(struct cert_key *k);         /* wipes it */
 bool cert_key_fits(const struct cert_key *k, const br_x509_certificate *c,
     const char **why);
 
-/* Those whose signatures are believed. */
+/* Those whose signatures are believed, the one that is valid longest first. */
 struct anchors {
 	br_x509_trust_anchor *ta;
 	struct cert *info;              /* views into certs */
@@ -104,6 +104,9 @@ struct anchors {
 /* Takes cs over (also on failure). false, with *why: one is unusable. */
 bool anchors_init(struct anchors *as, struct certs *cs, const char **why);
 void anchors_free(struct anchors *as);
+
+/* How many of them have not expired at the time t: the first ones. */
+size_t anchors_unexpired(const struct anchors *as, int64_t t);
 
 /* The first anchor with this subject that is valid at the time t; else the
  * first with this subject; NULL: none. */
@@ -117,6 +120,8 @@ struct crl {
 	int64_t this_update, next_update;       /* 0: it names none */
 	uint8_t (*serials)[21];         /* sorted: length, bytes */
 	size_t n;
+	bool critical;                  /* it means something else than it
+	                                 * seems to: RFC 5280, 5.2 */
 };
 
 struct crls {

@@ -1,6 +1,7 @@
 #include "client.h"
 #include "auth.h"
 #include "mem.h"
+#include "persist.h"
 #include "route.h"
 #include "send.h"
 
@@ -89,6 +90,7 @@ publish_will(struct broker *b, struct session *s)
 	    b->now_ms + (int64_t)w->expiry * 1000 : MSG_NEVER;
 
 	msg_ref(m);
+	persist_will_done(b, s);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
 	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
@@ -103,6 +105,7 @@ client_end_session(struct broker *b, struct session *s)
 	while (s->subs)
 		topic_unsubscribe(&b->topics, s->subs);
 	route_leave(b, s, true);
+	persist_end(b, s);
 	session_free(&b->sessions, s);
 }
 
@@ -141,6 +144,7 @@ detach(struct broker *b, struct client *c, bool with_will)
 	s->expires_ms = s->expiry == SESSION_FOREVER ? TIMER_NEVER :
 	    b->now_ms + (int64_t)s->expiry * 1000;
 	session_set_timer(&b->sessions, s);
+	persist_gone(b, s);
 	route_leave(b, s, false);
 }
 
@@ -220,6 +224,7 @@ hang_up(struct broker *b, struct client *c)
 {
 	if (c->conn.tls)
 		tls_give_up(c->conn.tls);
+	send_forget_held(b, c);
 	c->state = CLIENT_CLOSING;
 	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
 	todo(b, c);
@@ -568,6 +573,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 	int window = b->conf->max_inflight_messages;
 	int aliases = c->listener->conf->max_topic_alias_broker;
 
+	persist_will_done(b, s);
 	session_free_will(s);           /* back in time: not sent */
 	s->will = w;
 	s->client = c;
@@ -588,6 +594,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 		aliases = k->props.alias_max;
 	c->to_client = new_aliases((uint16_t)aliases);
 	b->sessions.n_connected++;
+	persist_session(b, s);
 }
 
 /* An ample 1.5 times the keep alive [MQTT-3.1.2-24]. */
@@ -629,6 +636,15 @@ log_will(const struct mqtt_connect *k)
 }
 
 static void
+free_will(struct will *w)
+{
+	if (!w)
+		return;
+	msg_unref(w->msg);
+	mem_free(w, sizeof *w);
+}
+
+static void
 accept_connect(struct broker *b, struct client *c,
     const struct mqtt_connect *k)
 {
@@ -645,6 +661,13 @@ accept_connect(struct broker *b, struct client *c,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
 	}
+	if (persist_failed(b) && !session_find(&b->sessions, id) &&
+	    session_expiry(b, k->version, k->clean, k->props.session_expiry)) {
+		free_will(w);
+		refuse(b, c, MQTT_UNAVAILABLE, "the disk does not take the "
+		    "session; see the log");
+		return;
+	}
 	if (w || !k->will)
 		s = take_session(b, c, k, id, &ack.session_present);
 	if (s && !give_session(b, c, s, k)) {
@@ -653,10 +676,7 @@ accept_connect(struct broker *b, struct client *c,
 		s = NULL;
 	}
 	if (!s) {
-		if (w) {
-			msg_unref(w->msg);
-			mem_free(w, sizeof *w);
-		}
+		free_will(w);
 		refuse(b, c, MQTT_QUOTA, "out of memory for the session");
 		return;
 	}
@@ -1095,6 +1115,7 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason r;
 
 	if (session_received(c->session, p->id)) {
+		persist_await_all(b);
 		send_ack(b, c, MQTT_PUBREC, p->id, MQTT_OK);
 		return;
 	}
@@ -1102,19 +1123,24 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 		client_close(b, c, MQTT_QUOTA, "out of memory");
 		return;
 	}
+	persist_group(b, c->session);
 	r = hand_on(b, c, p);
 	if (r == MQTT_NO_MATCHING_SUBSCRIBERS)
 		r = MQTT_OK;
 	if (r == MQTT_QUOTA && c->version != MQTT_5) {
+		persist_drop_group(b);
 		session_take_received(c->session, p->id);
 		client_close(b, c, r, "out of memory");
 		return;
 	}
 	/* [MQTT5-4.3.3-9]: a refusal ends the exchange. 3.x has none. */
-	if (r != MQTT_OK && c->version == MQTT_5)
+	if (r != MQTT_OK && c->version == MQTT_5) {
+		persist_drop_group(b);
 		session_take_received(c->session, p->id);
-	else
+	} else {
+		persist_got(b, c->session, p->id);
 		c->unreleased++;
+	}
 	send_ack(b, c, MQTT_PUBREC, p->id, r);
 }
 
@@ -1155,6 +1181,15 @@ on_publish(struct broker *b, struct client *c, struct mqtt_in *in,
 
 /* ---- acknowledgements ---- */
 
+/* The exchange is over: there is room for another. */
+static void
+done(struct broker *b, struct client *c, struct delivery *d)
+{
+	persist_done(b, c->session, d);
+	session_done(c->session, &b->topics, d);
+	route_pump(b, c);
+}
+
 static void
 on_puback(struct broker *b, struct client *c, const struct mqtt_ack *a)
 {
@@ -1169,8 +1204,7 @@ on_puback(struct broker *b, struct client *c, const struct mqtt_ack *a)
 		    "PUBACK for a message of QoS 2");
 		return;
 	}
-	session_done(c->session, &b->topics, d);
-	route_pump(b, c);
+	done(b, c, d);
 }
 
 static void
@@ -1191,10 +1225,12 @@ on_pubrec(struct broker *b, struct client *c, const struct mqtt_ack *a)
 	}
 	if (a->reason >= 0x80) {
 		/* [MQTT5-4.4.0-2] */
-		session_done(c->session, &b->topics, d);
-		route_pump(b, c);
+		done(b, c, d);
 		return;
 	}
+	if (d->state == RELEASED)
+		persist_await_all(b);
+	persist_released(b, c->session, d);
 	delivery_release(d);
 	send_ack(b, c, MQTT_PUBREL, a->id, MQTT_OK);
 }
@@ -1203,10 +1239,15 @@ static void
 on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
 {
 	log_debug("Received PUBREL from %s (Mid: %d)", client_id(c), a->id);
+	bool found = session_take_received(c->session, a->id);
+
 	if (c->unreleased > 0)
 		c->unreleased--;
-	send_ack(b, c, MQTT_PUBCOMP, a->id,
-	    session_take_received(c->session, a->id) ? MQTT_OK :
+	if (found)
+		persist_let_go(b, c->session, a->id);
+	else
+		persist_await_all(b);
+	send_ack(b, c, MQTT_PUBCOMP, a->id, found ? MQTT_OK :
 	    MQTT_ID_NOT_FOUND);
 }
 
@@ -1219,8 +1260,7 @@ on_pubcomp(struct broker *b, struct client *c, const struct mqtt_ack *a)
 	    a->id, a->reason);
 	if (!d || d->state != RELEASED)
 		return;
-	session_done(c->session, &b->topics, d);
-	route_pump(b, c);
+	done(b, c, d);
 }
 
 static void
@@ -1319,7 +1359,11 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 		    MQTT_UNSPECIFIED;
 	log_debug("\t%.*s (QoS %d)", (int)f->filter.len,
 	    (const char *)f->filter.p, f->qos);
+	if (s->no && persist_failed(b))
+		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
 	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
+	if (sub)
+		persist_sub(b, s, f, id);
 	if (!sub)
 		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
 	if (log_on(LOG_T_SUBSCRIBE))
@@ -1344,6 +1388,7 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 	if (!sub)
 		return MQTT_NO_SUBSCRIPTION_EXISTED;
 	topic_unsubscribe(&b->topics, sub);
+	persist_unsub(b, c->session, f->filter);
 	return MQTT_OK;
 }
 
@@ -1405,6 +1450,7 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		return;
 	}
 	log_debug("Received %s from %s", mqtt_type_name(t), client_id(c));
+	persist_await_all(b);           /* one that is gone is gone */
 	each_filter(b, c, in, t, pr.subscription_id, codes);
 	if (!send_suback(b, c, t == MQTT_SUBSCRIBE ? MQTT_SUBACK :
 	    MQTT_UNSUBACK, id, codes, n))
@@ -1461,6 +1507,7 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 	struct mqtt_in in = { .p = body, .end = body + h->len };
 
 	b->stats.messages_received++;
+	persist_mark(b);
 	switch (h->type) {
 	case MQTT_CONNECT:
 		on_connect(b, c, &in, h->flags);
@@ -1530,6 +1577,14 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 	return true;
 }
 
+/* Whether c has to wait: it does not take our answers, or the disk is behind
+ * with what it causes. */
+static bool
+choked(const struct broker *b, const struct client *c)
+{
+	return conn_choked(&c->conn) || (c->held && persist_busy(b));
+}
+
 /* The head of a record with a handshake; no CONNECT begins like that. */
 static bool
 looks_like_tls(const uint8_t *p, size_t n)
@@ -1557,7 +1612,7 @@ handle(struct broker *b, struct client *c, uint8_t *data, size_t n,
 	}
 	while (done < n && c->state < CLIENT_CLOSING &&
 	    c->state != CLIENT_LOGIN) {
-		if (b->work > limit || conn_choked(&c->conn)) {
+		if (b->work > limit || choked(b, c)) {
 			c->conn.ready = true;
 			return done;
 		}
@@ -1644,6 +1699,26 @@ client_event(struct broker *b, struct client *c, short events)
 		lost(b, c, "connection lost");
 }
 
+/* ---- the disk ---- */
+
+void
+client_disk_done(struct broker *b)
+{
+	uint64_t durable = store_durable(&b->persist.store);
+	struct client *c = b->holders, *next;
+
+	if (!c || durable == b->persist.told)
+		return;
+	b->persist.told = durable;
+	b->holders = NULL;
+	for (; c; c = next) {
+		next = c->next_holder;
+		c->holds = false;
+		send_held(b, c);
+		todo(b, c);
+	}
+}
+
 /* ---- TLS ---- */
 
 void
@@ -1720,6 +1795,7 @@ client_new(struct broker *b, struct listener *l, int fd,
 void
 client_free(struct broker *b, struct client *c)
 {
+	send_forget_held(b, c);
 	watch_remove(&b->watch, &c->conn);
 	conn_fini(&c->conn);
 	timer_fini(&b->timers, &c->timer);
@@ -1805,10 +1881,10 @@ client_settle(struct broker *b, struct client *c)
 		client_free(b, c);
 		return;
 	}
-	read = !conn_choked(&c->conn) && c->state != CLIENT_LOGIN &&
+	read = !choked(b, c) && c->state != CLIENT_LOGIN &&
 	    (!c->conn.tls || tls_wants_input(c->conn.tls));
 	if ((c->conn.ready && read) ||
-	    (c->state == CLIENT_UP && !c->blocked && route_waits(c)))
+	    (c->state == CLIENT_UP && !c->blocked && route_waits(b, c)))
 		todo(b, c);
 	watch_want(&b->watch, &c->conn, read || c->state >= CLIENT_CLOSING);
 }

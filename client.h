@@ -18,6 +18,9 @@ void client_new(struct broker *b, struct listener *l, int fd,
 /* poll() said so. */
 void client_event(struct broker *b, struct client *c, short events);
 
+/* The disk has got on: what waited for it goes out. */
+void client_disk_done(struct broker *b);
+
 /* One step of the TLS handshake, for one that tls_next has named. */
 void client_shake(struct broker *b, struct client *c);
 

@@ -665,7 +665,6 @@ set_include_dir(struct parser *p, char *value)
 	.offset = offsetof(struct config_listener, field)
 #define S(field) .security = true, \
 	.offset = offsetof(struct config_security, field)
-#define LATER "midge does not have this yet"
 
 static const struct option options[] = {
 	{ "accept_protocol_versions", SPECIAL, .set = set_versions,
@@ -678,6 +677,8 @@ static const struct option options[] = {
 	{ "auth_opt_password_file", SPECIAL, .set = set_plugin_file },
 	{ "auth_plugin", SPECIAL, .set = set_plugin },
 	{ "auto_id_prefix", STRING, S(auto_id_prefix), .max = 50 },
+	{ "autosave_interval", INT, G(autosave_interval), .max = INT_MAX },
+	{ "autosave_on_changes", BOOL, G(autosave_on_changes) },
 	{ "bind_address", SPECIAL, .set = set_bind_address },
 	{ "bind_interface", SPECIAL, .set = set_interface, L(interface) },
 	{ "cafile", STRING, L(cafile), .max = PATH_MAX },
@@ -732,6 +733,13 @@ static const struct option options[] = {
 	{ "mount_point", SPECIAL, .set = set_mount_point, L(mount_point) },
 	{ "password_file", STRING, S(password_file), .max = 65535 },
 	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
+	{ "persistence", BOOL, G(persistence) },
+	{ "persistence_file", STRING, G(persistence_file), .max = 200,
+	    .at_start = true },
+	{ "persistence_location", STRING, G(persistence_location),
+	    .max = 3800, .at_start = true },
+	{ "persistence_sync_interval", INT, G(persistence_sync_interval),
+	    .max = 3600000 },
 	{ "persistent_client_expiration", SPECIAL, .set = set_expiration },
 	{ "pid_file", STRING, G(pid_file), .max = PATH_MAX - 1,
 	    .at_start = true },
@@ -745,6 +753,7 @@ static const struct option options[] = {
 	{ "queue_qos0_messages", BOOL, G(queue_qos0_messages) },
 	{ "require_certificate", BOOL, L(require_certificate) },
 	{ "retain_available", BOOL, G(retain_available) },
+	{ "retained_persistence", BOOL, G(persistence) },
 	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
@@ -766,10 +775,6 @@ static const struct option options[] = {
 	    .why = "it is for plugins only" },
 	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
 	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
-	{ "autosave_interval", IGNORED, .why = LATER },
-	{ "autosave_on_changes", IGNORED, .why = LATER },
-	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
-	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
 	{ "enable_control_api", IGNORED,
 	    .why = "the control topics do not exist here" },
 	{ "http_dir", IGNORED, .why = "no files are served over HTTP" },
@@ -785,11 +790,6 @@ static const struct option options[] = {
 	{ "connection", REFUSED, .why = "midge cannot be a bridge yet" },
 	{ "enable_proxy_protocol", REFUSED,
 	    .why = "midge does not know the PROXY protocol" },
-	{ "persistence", REFUSED, .why = "midge keeps nothing on disk yet" },
-	{ "persistence_file", REFUSED,
-	    .why = "midge keeps nothing on disk yet" },
-	{ "persistence_location", REFUSED,
-	    .why = "midge keeps nothing on disk yet" },
 	{ "proxy_protocol_v2_require_tls", REFUSED,
 	    .why = "midge does not know the PROXY protocol" },
 	{ "psk_file", REFUSED, .why = "midge has no TLS with shared keys" },
@@ -1110,6 +1110,7 @@ set_defaults(struct config *c)
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,
+		.autosave_interval = 1800,
 		.connect_timeout = 30,
 		.max_handshakes = 32,
 		.login_delay_max = 16,
@@ -1543,6 +1544,8 @@ config_free(struct config *c)
 		free_listener(&c->listeners[i]);
 	free(c->listeners);
 	free_security(&c->security);
+	free(c->persistence_location);
+	free(c->persistence_file);
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);

@@ -103,6 +103,12 @@ struct config {
 	int max_queued_bytes;
 	int message_size_limit; /* bytes of payload */
 	int sys_interval;       /* s */
+	bool persistence;
+	bool autosave_on_changes;
+	int autosave_interval;  /* s, or changes; 0: none */
+	int persistence_sync_interval;  /* ms */
+	char *persistence_location;     /* NULL: the current folder */
+	char *persistence_file; /* what our files are called; NULL: midge */
 	size_t log_file_size;   /* bytes; 0: no limit */
 	size_t memory_limit;    /* bytes */
 	int64_t persistent_client_expiration;   /* s, -1: never */

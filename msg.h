@@ -18,6 +18,9 @@ struct msg {
 	uint16_t topic_len;
 	uint8_t qos;            /* as published */
 	bool retain;            /* as published */
+	bool dumped;            /* it is in the snapshot that is being made */
+	uint32_t no;            /* its number in the journal */
+	uint32_t recorded;      /* references to it that the journal knows */
 	int64_t expires_ms;     /* on the monotonic clock; MSG_NEVER */
 	uint8_t bytes[];        /* topic, properties, payload */
 };

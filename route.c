@@ -1,6 +1,7 @@
 #include "route.h"
 #include "auth.h"
 #include "mem.h"
+#include "persist.h"
 #include "send.h"
 
 /* Messages that one pump moves, and nodes that it looks at for retained ones,
@@ -34,11 +35,20 @@ routed_msg(struct routed *r)
 
 /* ---- one session ---- */
 
+static void
+drop(struct broker *b, struct session *s, struct delivery *d)
+{
+	persist_done(b, s, d);
+	session_drop(s, &b->topics, d);
+}
+
 /* Whether c's output may grow by a message. A full one is written first: the
  * kernel may have room. */
 static bool
 has_room(struct broker *b, struct client *c)
 {
+	if (c->mute)
+		return false;
 	if (c->conn.out_len >= CONN_LOW_WATER)
 		send_flush(b, c);
 	return c->conn.out_len < CONN_LOW_WATER && !c->failed;
@@ -79,6 +89,7 @@ append(struct broker *b, struct routed *r, const struct offer *o)
 	    o->qos, o->retain, b->subids, o->n_subids) : NULL;
 
 	if (d && session_queue(o->s, d)) {
+		persist_queue(b, o->s, d);
 		o->s->dropping = false;
 		return true;
 	}
@@ -285,22 +296,39 @@ to_member(struct broker *b, struct routed *r, const struct sub *sub)
 	return offer(b, r, &o);
 }
 
+/* Only where there are rules it matters who published what is retained. */
+static bool
+note_source(struct broker *b, const struct routed *r)
+{
+	const struct session *s = r->from;
+
+	return !s || !s->rules || topic_note_source(&b->topics, r->p.topic,
+	    s->guard, session_user(s), session_id(s));
+}
+
 /* [MQTT-3.3.1-5], [MQTT-3.3.1-10]: keeps it for later subscribers; an empty
  * payload removes what is kept. */
 static bool
 retain(struct broker *b, struct routed *r)
 {
-	const struct session *s = r->from;
+	struct msg *m = r->p.payload.len ? routed_msg(r) : NULL, *old;
+	bool ok;
 
-	if (r->p.payload.len == 0)
-		return topic_retain(&b->topics, r->p.topic, NULL);
-	if (!routed_msg(r) || !topic_retain(&b->topics, r->p.topic, r->msg))
+	if (!m && r->p.payload.len)
 		return false;
-	if (!s || !s->rules || topic_note_source(&b->topics, r->p.topic,
-	    s->guard, session_user(s), session_id(s)))
-		return true;
-	topic_retain(&b->topics, r->p.topic, NULL);
-	return false;
+	old = topic_retained(&b->topics, r->p.topic);
+	if (old)
+		msg_ref(old);
+	ok = topic_retain(&b->topics, r->p.topic, m);
+	if (ok && m && !note_source(b, r)) {
+		topic_retain(&b->topics, r->p.topic, NULL);
+		persist_retain(b, r->p.topic, NULL, old);
+		ok = false;
+	} else if (ok) {
+		persist_retain(b, r->p.topic, m, old);
+	}
+	msg_unref(old);
+	return ok;
 }
 
 /* check_retain_source: whether the publisher of a retained message might still
@@ -333,6 +361,29 @@ affordable(struct routed *r, const struct match *m)
 	    sizeof(struct outbox) + 64));
 }
 
+static bool
+any_lasts(const struct match *m)
+{
+	for (uint32_t i = 0; i < m->n_subs; i++)
+		if (match_sub(m, i)->session->no)
+			return true;
+	for (uint32_t i = 0; i < m->n_groups; i++)
+		for (const struct sub *s = match_group(m, i)->members; s;
+		    s = s->next)
+			if (s->session->no)
+				return true;
+	return false;
+}
+
+/* With a disk in trouble nothing is promised that would have to be on it. */
+static bool
+can_promise(const struct broker *b, const struct routed *r,
+    const struct match *m)
+{
+	return r->p.qos == 0 || !persist_failed(b) ||
+	    !(r->p.retain || any_lasts(m));
+}
+
 enum mqtt_reason
 route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 {
@@ -341,7 +392,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 	*receivers = 0;
 	if (m)
 		b->work += (b->topics.visits + m->n_subs) / 8;
-	if (!m || !affordable(r, m) || (r->p.retain && !retain(b, r)))
+	if (!m || !can_promise(b, r, m) || !affordable(r, m) || (r->p.retain && !retain(b, r)))
 		return MQTT_QUOTA;
 	for (uint32_t i = 0; i < m->n_subs; )
 		i = to_session(b, r, m, i, receivers);
@@ -355,7 +406,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 			b->stats.publish_dropped++;
 	}
 	*receivers += m->n_groups;
-	return MQTT_OK;
+	return b->persist.lost ? MQTT_QUOTA : MQTT_OK;
 }
 
 void
@@ -388,7 +439,7 @@ recheck_line(struct broker *b, struct session *s, struct delivery *d)
 		if (d->id || !d->msg || auth_may_read(s, msg_topic(d->msg)))
 			continue;
 		b->stats.publish_dropped++;
-		session_drop(s, &b->topics, d);
+		drop(b, s, d);
 	}
 }
 
@@ -401,6 +452,23 @@ route_recheck(struct broker *b, struct session *s)
 		recheck_line(b, s, s->out->acked.first);
 }
 
+/* Gives d its packet identifier. One of QoS 2 does not leave before that is on
+ * the disk: the client will know it by this name. false: it has to wait. */
+static bool
+name_delivery(struct broker *b, struct client *c, struct delivery *d)
+{
+	if (!session_give_id(c->session, d)) {
+		c->failed = true;       /* no memory */
+		todo(b, c);
+		return false;
+	}
+	persist_sent(b, c->session, d);
+	if (d->qos == 1 || persist_reached(b, d->pos))
+		return true;
+	send_hold(b, c);
+	return false;
+}
+
 /* Sends the first unsent delivery. false: it has to wait. */
 static bool
 send_next(struct broker *b, struct client *c)
@@ -409,6 +477,10 @@ send_next(struct broker *b, struct client *c)
 	struct delivery *d = session_unsent(s);
 	struct mqtt_publish p;
 
+	if (!persist_reached(b, d->pos) && (d->qos == 2 && d->id)) {
+		send_hold(b, c);
+		return false;
+	}
 	/* In its order among the others, so behind a closed window it waits. */
 	if (d->state == TO_RELEASE) {
 		session_resent(s);
@@ -419,26 +491,24 @@ send_next(struct broker *b, struct client *c)
 		return false;
 	/* One that was sent before is finished, expired or not
 	 * [MQTT5-4.3.3-7]. */
-	if (d->id == 0 && msg_expired(d->msg, b->now_ms)) {
-		session_drop(s, &b->topics, d);
+	if (!d->sent && msg_expired(d->msg, b->now_ms)) {
+		drop(b, s, d);
 		return true;
 	}
 	p = msg_publish(d->msg, b->now_ms);
 	p.qos = d->qos;
-	p.dup = d->id != 0;             /* [MQTT-3.3.1-1] */
+	p.dup = d->sent;                /* [MQTT-3.3.1-1] */
 	p.retain = d->retain;
 	p.subids = d->subids;
 	p.n_subids = d->n_subids;
 	if (!send_fits(c, &p)) {
 		b->stats.publish_dropped++;
-		session_drop(s, &b->topics, d);
+		drop(b, s, d);
 		return true;
 	}
-	if (!session_sent(s, d)) {
-		c->failed = true;       /* no memory for its identifier */
-		todo(b, c);
+	if (d->id == 0 && !name_delivery(b, c, d))
 		return false;
-	}
+	session_sent(s, d);
 	p.id = d->id;
 	send_publish(b, c, &p, d->msg);
 	return true;
@@ -518,14 +588,15 @@ route_pump(struct broker *b, struct client *c)
 }
 
 bool
-route_waits(const struct client *c)
+route_waits(const struct broker *b, const struct client *c)
 {
 	const struct session *s = c->session;
 	const struct delivery *d = session_unsent(s);
+	bool held = d && d->qos == 2 && !persist_reached(b, d->pos);
 
-	return c->conn.out_len < CONN_LOW_WATER && (session_qos0(s) ||
-	    (d && (d->state == TO_RELEASE || session_window_open(s))) ||
-	    can_scan(s));
+	return !c->mute && c->conn.out_len < CONN_LOW_WATER &&
+	    (session_qos0(s) || can_scan(s) || (d && !held &&
+	    (d->state == TO_RELEASE || session_window_open(s))));
 }
 
 /* ---- shared subscriptions whose member leaves ---- */
@@ -559,6 +630,6 @@ route_leave(struct broker *b, struct session *s, bool ended)
 		if (d->id && (!ended || d->qos == 2))
 			continue;
 		if (hand_over(b, s, d, ended))
-			session_drop(s, &b->topics, d);
+			drop(b, s, d);
 	}
 }

@@ -38,7 +38,7 @@ void route_pump(struct broker *b, struct client *c);
 void route_recheck(struct broker *b, struct session *s);
 
 /* Whether a pump would move something into c's output. */
-bool route_waits(const struct client *c);
+bool route_waits(const struct broker *b, const struct client *c);
 
 /* s has lost its connection: what it got by shared subscriptions and was not
  * sent goes to other members that can take it at once, the rest stays with it.

@@ -1,5 +1,6 @@
 #include "send.h"
 #include "mem.h"
+#include "persist.h"
 
 #include <string.h>
 
@@ -21,6 +22,110 @@ finish(struct broker *b, struct client *c, const uint8_t *begin,
 {
 	conn_commit(&c->conn, (size_t)(end - begin));
 	b->stats.messages_sent++;
+}
+
+/* ---- what waits for the disk ---- */
+
+/* A packet that is not to leave before the journal has reached pos. */
+struct held {
+	struct held *next;
+	uint64_t pos;
+	uint32_t len, cap;
+	uint8_t bytes[];
+};
+
+void
+send_hold(struct broker *b, struct client *c)
+{
+	if (c->holds)
+		return;
+	c->holds = true;
+	c->next_holder = b->holders;
+	b->holders = c;
+}
+
+/* Room for an acknowledgement of up to n bytes. It waits until what the packet
+ * at hand has caused is on the disk, and behind those that wait already: they
+ * keep their order [MQTT-4.6.0-2]. NULL marks the client. */
+static uint8_t *
+start_ack(struct broker *b, struct client *c, size_t n)
+{
+	uint64_t pos = persist_awaited(b);
+	struct held *h;
+
+	if (!c->held && persist_reached(b, pos))
+		return start(b, c, n);
+	h = mem_alloc_passing(sizeof *h + n);
+	if (!h) {
+		c->failed = true;
+		todo(b, c);
+		return NULL;
+	}
+	*h = (struct held){ .pos = pos, .cap = (uint32_t)n };
+	h->next = c->held ? c->held->next : h;
+	if (c->held)
+		c->held->next = h;
+	c->held = h;
+	send_hold(b, c);
+	return h->bytes;
+}
+
+static void
+finish_ack(struct broker *b, struct client *c, const uint8_t *begin,
+    const uint8_t *end)
+{
+	if (c->held && begin == c->held->bytes)
+		c->held->len = (uint32_t)(end - begin);
+	else
+		finish(b, c, begin, end);
+}
+
+/* Takes the first of them out. */
+static void
+drop_held(struct client *c)
+{
+	struct held *h = c->held->next;
+
+	if (h == c->held)
+		c->held = NULL;
+	else
+		c->held->next = h->next;
+	mem_free(h, sizeof *h + h->cap);
+}
+
+void
+send_held(struct broker *b, struct client *c)
+{
+	uint8_t *p;
+
+	while (c->held && persist_reached(b, c->held->next->pos)) {
+		const struct held *h = c->held->next;
+
+		p = start(b, c, h->len);
+		if (!p)
+			return;
+		memcpy(p, h->bytes, h->len);
+		finish(b, c, p, p + h->len);
+		drop_held(c);
+		c->mute = false;        /* CONNACK is the first */
+	}
+	if (c->held)
+		send_hold(b, c);
+}
+
+void
+send_forget_held(struct broker *b, struct client *c)
+{
+	while (c->held)
+		drop_held(c);
+	for (struct client **p = &b->holders; c->holds && *p;
+	    p = &(*p)->next_holder) {
+		if (*p == c) {
+			*p = c->next_holder;
+			c->holds = false;
+			break;
+		}
+	}
 }
 
 void
@@ -135,7 +240,7 @@ void
 send_ack(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
     enum mqtt_reason reason)
 {
-	uint8_t *begin = start(b, c, MQTT_ACK_MAX);
+	uint8_t *begin = start_ack(b, c, MQTT_ACK_MAX);
 
 	if (!begin)
 		return;
@@ -145,7 +250,8 @@ send_ack(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
 	else
 		log_debug("Sending %s to %s (m%d)", mqtt_type_name(t),
 		    client_id(c), id);
-	finish(b, c, begin, mqtt_put_ack(begin, t, c->version, id, reason));
+	finish_ack(b, c, begin, mqtt_put_ack(begin, t, c->version, id,
+	    reason));
 }
 
 bool
@@ -160,7 +266,7 @@ send_suback(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
 
 	if (1 + mqtt_varint_size(len) + len > c->packet_max)
 		return false;
-	begin = p = start(b, c, 5 + len);
+	begin = p = start_ack(b, c, 5 + len);
 	if (!p)
 		return true;
 	log_debug("Sending %s to %s", mqtt_type_name(t), client_id(c));
@@ -170,21 +276,21 @@ send_suback(struct broker *b, struct client *c, enum mqtt_type t, uint16_t id,
 	if (v5)
 		*p++ = 0;
 	memcpy(p, codes, n_codes);
-	finish(b, c, begin, p + n_codes);
+	finish_ack(b, c, begin, p + n_codes);
 	return true;
 }
 
 void
 send_pingresp(struct broker *b, struct client *c)
 {
-	uint8_t *begin = start(b, c, 2);
+	uint8_t *begin = c->mute ? start_ack(b, c, 2) : start(b, c, 2);
 
 	if (!begin)
 		return;
 	log_debug("Sending PINGRESP to %s", client_id(c));
 	begin[0] = MQTT_PINGRESP << 4;
 	begin[1] = 0;
-	finish(b, c, begin, begin + 2);
+	finish_ack(b, c, begin, begin + 2);
 }
 
 /* ---- CONNACK and DISCONNECT ---- */
@@ -260,9 +366,10 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 		todo(b, c);
 		return;
 	}
-	begin = p = start(b, c, 5 + len);
+	begin = p = code ? start(b, c, 5 + len) : start_ack(b, c, 5 + len);
 	if (!p)
 		return;
+	c->mute = c->held != NULL;
 	*p++ = MQTT_CONNACK << 4;
 	p = mqtt_put_varint(p, len);
 	*p++ = present;
@@ -272,7 +379,7 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 		memcpy(p, props, n);
 		p += n;
 	}
-	finish(b, c, begin, p);
+	finish_ack(b, c, begin, p);
 }
 
 void
@@ -327,7 +434,8 @@ send_disconnect(struct broker *b, struct client *c, enum mqtt_reason reason,
 	uint8_t *begin, *p;
 	uint32_t n = worth_saying(reason, why) ? (uint32_t)strlen(why) : 0;
 
-	if (c->version != MQTT_5)
+	/* [MQTT5-3.14.0-1]: not before CONNACK */
+	if (c->version != MQTT_5 || c->mute)
 		return;
 	if (n > WHY_MAX || n + 7 > c->packet_max)
 		n = 0;

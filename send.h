@@ -26,6 +26,13 @@ bool send_fits(const struct client *c, const struct mqtt_publish *p);
 /* Writes what stands in the output, as far as the kernel takes it. */
 void send_flush(struct broker *b, struct client *c);
 
+/* Acknowledgements wait until what the packet at hand has caused is on the disk
+ * (persist.h), in their order; other packets pass them. c is told by send_held
+ * when the disk has got on; send_hold has it told although none waits. */
+void send_hold(struct broker *b, struct client *c);
+void send_held(struct broker *b, struct client *c);
+void send_forget_held(struct broker *b, struct client *c);
+
 /* PUBACK, PUBREC, PUBREL, PUBCOMP. */
 void send_ack(struct broker *b, struct client *c, enum mqtt_type t,
     uint16_t id, enum mqtt_reason reason);

@@ -159,6 +159,18 @@ delivery_new(struct msg *m, struct group *g, uint8_t qos, bool retain,
 	return d;
 }
 
+struct delivery *
+delivery_released(uint8_t qos)
+{
+	struct delivery *d = mem_zalloc(sizeof *d);
+
+	if (!d)
+		return NULL;
+	d->qos = qos;
+	d->state = TO_RELEASE;
+	return d;
+}
+
 void
 delivery_free(struct topics *t, struct delivery *d)
 {
@@ -238,18 +250,15 @@ session_drop(struct session *s, struct topics *t, struct delivery *d)
 	}
 }
 
-/* Twice as many slots as ids in use, so that a free one is soon found. */
+/* Twice as many slots. */
 static bool
-grow_ring(struct outbox *o)
+double_ring(struct outbox *o)
 {
 	uint32_t size = o->ring_size ? o->ring_size * 2 : RING_MIN;
-	struct delivery **p;
+	struct delivery **p = mem_alloc_passing(size * sizeof *p);
 
-	if (o->ring_size > o->n_ids * 2 || o->ring_size > UINT16_MAX)
-		return o->n_ids < UINT16_MAX;
-	p = mem_alloc_passing(size * sizeof *p);
 	if (!p)
-		return o->n_ids < o->ring_size;
+		return false;
 	memset(p, 0, size * sizeof *p);
 	for (uint32_t i = 0; i < o->ring_size; i++)
 		if (o->ring[i])
@@ -260,22 +269,54 @@ grow_ring(struct outbox *o)
 	return true;
 }
 
-/* An identifier not in use towards this client [MQTT-2.3.1-4]. */
+/* Twice as many slots as ids in use, so that a free one is soon found. */
 static bool
-give_id(struct session *s, struct delivery *d)
+grow_ring(struct outbox *o)
+{
+	if (o->ring_size > o->n_ids * 2 || o->ring_size > UINT16_MAX)
+		return o->n_ids < UINT16_MAX;
+	return double_ring(o) || o->n_ids < o->ring_size;
+}
+
+static void
+set_id(struct outbox *o, struct delivery *d, uint16_t id)
+{
+	d->id = id;
+	*slot(o, id) = d;
+	o->n_ids++;
+	o->acked.n--;
+	o->acked.bytes -= d->weight;
+}
+
+/* An identifier not in use towards this client [MQTT-2.3.1-4]. */
+bool
+session_give_id(struct session *s, struct delivery *d)
 {
 	struct outbox *o = s->out;
 
+	if (d->id)
+		return true;
 	if (!grow_ring(o))
 		return false;
 	do
 		s->last_id++;
 	while (s->last_id == 0 || *slot(o, s->last_id));
-	d->id = s->last_id;
-	*slot(o, d->id) = d;
-	o->n_ids++;
-	o->acked.n--;
-	o->acked.bytes -= d->weight;
+	set_id(o, d, s->last_id);
+	return true;
+}
+
+bool
+session_restore_id(struct session *s, struct delivery *d, uint16_t id)
+{
+	struct outbox *o = s->out;
+
+	if (id == 0 || d->id || !grow_ring(o))
+		return false;
+	while (*slot(o, id))
+		if ((*slot(o, id))->id == id || !double_ring(o))
+			return false;
+	set_id(o, d, id);
+	s->last_id = id;
 	return true;
 }
 
@@ -283,9 +324,10 @@ bool
 session_sent(struct session *s, struct delivery *d)
 {
 	assert(d == s->out->unsent);
-	if (d->id == 0 && !give_id(s, d))
+	if (!session_give_id(s, d))
 		return false;
 	d->state = SENT;
+	d->sent = true;
 	s->out->in_flight++;
 	s->out->in_flight_bytes += d->weight;
 	s->out->unsent = d->next;

@@ -41,7 +41,12 @@ struct delivery {
 	uint8_t qos;            /* as granted */
 	uint8_t state;          /* enum delivery_state */
 	bool retain;            /* as it is to be sent */
+	bool sent;              /* once, perhaps on an earlier connection */
+	bool recorded;          /* the journal has it */
 	uint16_t n_subids;
+	uint32_t no;            /* in the journal, unique in its session */
+	uint64_t pos;           /* of the journal: it goes out when all below
+	                         * is on the disk */
 	uint32_t subids[];      /* Subscription Identifiers */
 };
 
@@ -103,6 +108,8 @@ struct session {
 	uint16_t n_received, received_cap;
 	uint16_t id_len;
 	uint8_t guard;                  /* place of its listener's guard */
+	uint32_t no;                    /* in the journal, 0: not there */
+	uint32_t last_delivery;         /* the newest one's number there */
 	bool dropping;                  /* an episode of drops was logged */
 	uint8_t id[];                   /* client identifier, NUL behind it */
 };
@@ -152,6 +159,10 @@ struct delivery *delivery_new(struct msg *m, struct group *g, uint8_t qos,
     bool retain, const uint32_t *subids, uint32_t n_subids);
 void delivery_free(struct topics *t, struct delivery *d);
 
+/* One whose message is gone already: only its PUBREL is still to come. NULL:
+ * no memory. */
+struct delivery *delivery_released(uint8_t qos);
+
 /* Appends a delivery to what waits. false: no memory. */
 bool session_queue(struct session *s, struct delivery *d);
 
@@ -181,6 +192,13 @@ session_window_open(const struct session *s)
 
 /* Takes out and frees any delivery. */
 void session_drop(struct session *s, struct topics *t, struct delivery *d);
+
+/* Gives d an id if it has none. false: no id or no memory, nothing changed. */
+bool session_give_id(struct session *s, struct delivery *d);
+
+/* The same with an id that it had in another life. false: no memory, or the id
+ * is 0 or somebody else's. */
+bool session_restore_id(struct session *s, struct delivery *d, uint16_t id);
 
 /* Gives d, the first unsent one, an id if it has none, and counts it as in
  * flight. false: no id or no memory, nothing changed. */

@@ -13,6 +13,7 @@
 #include "conn.h"
 #include "service.h"
 #include "session.h"
+#include "store.h"
 #include "timer.h"
 #include "topic.h"
 #include "watch.h"
@@ -81,6 +82,11 @@ struct client {
 	bool blocked;                   /* the kernel took only a part */
 	bool failed;                    /* out of memory, or a write failed */
 	bool zero_expiry;               /* CONNECT said expiry 0 */
+	bool mute;                      /* its CONNACK waits for the disk */
+	bool holds;                     /* on the list of holders */
+	struct client *next_holder;
+	struct held *held;              /* the last of what waits for the
+	                                 * disk, linked in a circle */
 };
 
 /* Counted for $SYS; each only grows. */
@@ -105,6 +111,22 @@ struct takeovers {
 
 struct sys;
 
+/* The journal of what outlives the broker; see persist.h. */
+struct persist {
+	struct store store;
+	bool on;
+	bool lost;              /* a record could not be taken */
+	bool group;             /* records belong together for now */
+	uint64_t pos;           /* after the last record that somebody waits
+	                         * for */
+	uint64_t told;          /* those who wait have heard of this one */
+	uint64_t mark;          /* the same, before the packet at hand */
+	uint32_t last_session, last_msg;        /* numbers given */
+	uint32_t changes;       /* since the last one that was not lazy */
+	int64_t wall_floor;     /* s since 1970: the newest time in it */
+	int fd;                 /* of the store, in the poll set */
+};
+
 struct broker {
 	struct config *conf;            /* changed by a reload only */
 	struct service service;
@@ -120,6 +142,8 @@ struct broker {
 	uint32_t *counts;               /* connections per configured listener */
 	struct tls_server **certs;      /* per configured listener, or NULL */
 	struct tls_pool tls;
+	struct persist persist;
+	struct client *holders;         /* those that wait for the disk */
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
 	struct takeovers takeovers[TAKEOVERS_WATCHED];

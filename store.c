@@ -1520,6 +1520,12 @@ store_position(const struct store *st)
 }
 
 uint64_t
+store_end_position(const struct store *st)
+{
+	return st->end;
+}
+
+uint64_t
 store_durable(const struct store *st)
 {
 	return st->orphan ? st->held : st->durable;

@@ -182,6 +182,10 @@ void store_drop(struct store *st);
 /* The position after the last complete record or group, and the one below
  * which everything is on the disk. Both start at 0 with store_open. */
 uint64_t store_position(const struct store *st);
+
+/* The position after the last record, be its group complete or not: when that
+ * is below store_durable, so is the group. */
+uint64_t store_end_position(const struct store *st);
 uint64_t store_durable(const struct store *st);
 
 /* Once per turn, with no group open (so is store_event): writes what is pending, a bounded number

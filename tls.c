@@ -51,6 +51,9 @@
 /* A sign of the time that is later than this version by more is none: s */
 #define FAR (20LL * 365 * 86400)
 
+/* After so long in its lane a handshake counts as stalled, whatever comes. */
+#define LANE_MS 5000
+
 /* How often certificate files are looked at. */
 #define LOOK_MS 10000
 
@@ -147,6 +150,7 @@ struct verifier {
 	uint32_t len;
 	unsigned n;
 	bool anchored;                  /* its issuer was among the anchors */
+	bool outlived;                  /* and has expired */
 	bool unread;                    /* one was not even looked at */
 	unsigned err;                   /* BearSSL's, 0: trusted */
 	uint8_t alert;                  /* of our own verdict, 0: none */
@@ -169,7 +173,8 @@ struct lane {
 	br_ssl_server_context sc;
 	struct verifier v;
 	struct cache cache;
-	int64_t heard_ms;               /* the peer's last input */
+	int64_t since_ms;
+	int64_t heard_ms;               /* the peer's last input, if early */
 	bool resumed;
 	char identity[IDENTITY_MAX];
 	char title[TITLE_MAX];
@@ -407,6 +412,8 @@ tls_server_changed(struct tls_server *s, int64_t now_ms)
 	for (int i = 0; i < FILES; i++) {
 		struct stamp new = stamp(file_of(s->conf, i));
 
+		if (new.ino == 0)       /* we may not look, or it is gone */
+			continue;
 		changed |= !same_stamp(&new, &s->stamps[i]);
 		s->stamps[i] = new;
 	}
@@ -1031,6 +1038,7 @@ check_anchor(struct verifier *v, const struct cert *c)
 	if (v->anchored || !a)
 		return;
 	v->anchored = true;
+	v->outlived = v->now > a->not_after;
 	cert_title(a->subject, title, sizeof title);
 	check_dates(v, a, title);
 }
@@ -1166,8 +1174,11 @@ verifier_init(struct verifier *v, struct tls_server *s)
 	v->vtable = &verifier_class;
 	v->server = s;
 	v->now = tls_clock(s->pool, &v->clock_wrong);
+	/* Of two authorities of one name one may have expired: which of them
+	 * has signed is for BearSSL to find out. */
 	br_x509_minimal_init(m, &br_sha256_vtable, s->anchors.ta,
-	    s->anchors.n);
+	    s->conf->disable_client_cert_date_checks ? s->anchors.n :
+	    anchors_unexpired(&s->anchors, v->now));
 	br_x509_minimal_set_rsa(m, br_rsa_pkcs1_vrfy_get_default());
 	br_x509_minimal_set_ecdsa(m, br_ec_get_default(),
 	    br_ecdsa_vrfy_asn1_get_default());
@@ -1248,7 +1259,7 @@ take_lane(struct shake *k, int64_t now_ms)
 		return false;
 	l->in_size = in;
 	l->out_size = out;
-	l->heard_ms = now_ms;
+	l->since_ms = l->heard_ms = now_ms;
 	l->cache.shake = k;
 	k->lane = l;
 	p->lanes[p->n_lanes++] = k;
@@ -1726,7 +1737,7 @@ keep_raw(struct tls *t, const uint8_t *p, size_t n)
 		bytes_free(&t->raw);
 		return true;
 	}
-	if (!b || n > b->cap) {
+	if (!b || n > b->cap || (b->cap > BYTES_MIN && n < b->cap / 4)) {
 		b = bytes_new(n);
 		if (!b)
 			return false;
@@ -2007,7 +2018,7 @@ explain_sent(unsigned alert)
 static bool
 own_verdict(const struct verifier *v)
 {
-	return v->alert && (!v->err || v->unread);
+	return v->alert && (!v->err || v->unread || v->outlived);
 }
 
 static const char *
@@ -2276,6 +2287,8 @@ tls_shake(struct tls *t, int64_t now_ms, const char **out)
 	if (!k->lane && !take_lane(k, now_ms))
 		return fail(t, BR_ALERT_INTERNAL_ERROR, "refused by us: no "
 		    "memory left for the handshake (memory_limit)", out);
-	k->lane->heard_ms = now_ms;
+	/* Who sends a little now and then does not hold a lane for long. */
+	if (now_ms - k->lane->since_ms < LANE_MS)
+		k->lane->heard_ms = now_ms;
 	return run(t, out);
 }

@@ -124,6 +124,17 @@ watch_fixed_enable(struct watch *w, int fd, bool on)
 			w->pfd[i].events = on ? POLLIN : 0;
 }
 
+void
+watch_fixed_change(struct watch *w, int fd, int to)
+{
+	for (uint32_t i = 0; i < w->n_fixed; i++) {
+		if (w->pfd[i].fd == fd) {
+			w->pfd[i].fd = to;
+			return;
+		}
+	}
+}
+
 bool
 watch_add(struct watch *w, struct conn *c)
 {

@@ -51,6 +51,9 @@ void watch_fini(struct watch *w);
  * false: no memory. */
 bool watch_fixed(struct watch *w, int fd);
 
+/* Puts another fixed descriptor in the place of one; -1 for none. */
+void watch_fixed_change(struct watch *w, int fd, int to);
+
 /* Switches polling of a fixed descriptor off and on again. */
 void watch_fixed_enable(struct watch *w, int fd, bool on);
 

@@ -555,7 +555,7 @@ one_step(struct link *l)
 		break;
 	case 9:
 		l->mem_short = true;
-		mem_set_limit(mem_used() * 8 / 7 + number() * 8);
+		mem_set_limit(mem_used() + number() * 8);
 		break;
 	case 10:
 		mem_set_limit(0);

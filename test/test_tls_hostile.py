@@ -27,13 +27,15 @@ def certificate(tmp_path_factory):
 class Peer:
     """A TLS client whose records a test can cut, join and damage before they leave."""
 
-    def __init__(self, address, before=None):
-        """before: a Peer whose session is resumed."""
+    def __init__(self, address, before=None, pair=None):
+        """before: a Peer whose session is resumed. pair: files of a certificate and its key."""
         self.sock = socket.create_connection(address, timeout=10)
         self.came, self.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.context = before.context if before else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
         self.context.maximum_version = ssl.TLSVersion.TLSv1_2
+        if pair:
+            self.context.load_cert_chain(*pair)
         session = before.tls.session if before else None
         self.tls = self.context.wrap_bio(self.came, self.goes, session=session)
 
@@ -80,11 +82,11 @@ class Peer:
 
 @pytest.fixture
 def peer():
-    """peer(broker, before=): a Peer that has not said anything yet."""
+    """peer(broker, before=, pair=): a Peer that has not said anything yet."""
     peers = []
 
-    def create(broker, before=None):
-        peers.append(Peer(broker.address, before))
+    def create(broker, **options):
+        peers.append(Peer(broker.address, **options))
         return peers[-1]
 
     yield create
@@ -198,3 +200,55 @@ def test_too_late(tls_broker, peer):
     slow.expect_end()
     broker.stop()
     assert "succeeded" not in broker.log()
+
+
+# Two authorities of one name
+
+CA_CONF = """[ca]
+default_ca = this
+[this]
+database = {dir}/index.txt
+new_certs_dir = {dir}
+rand_serial = yes
+unique_subject = no
+default_md = sha256
+policy = any
+x509_extensions = authority
+[any]
+commonName = supplied
+[authority]
+basicConstraints = critical,CA:TRUE
+"""
+
+
+def openssl(*words):
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+
+
+def authority(folder, name, start, end):
+    """A CA whose name is always the same; returns what it signs for "pupil": certificate and key."""
+    ca, conf = folder / name, folder / f"{name}.cnf"
+    request = ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    (folder / "index.txt").touch()
+    conf.write_text(CA_CONF.format(dir=folder))
+    openssl(*request, "-subj", "/CN=school", "-keyout", f"{ca}.key", "-out", f"{ca}.csr")
+    openssl("ca", "-config", str(conf), "-batch", "-notext", "-selfsign", "-keyfile", f"{ca}.key",
+            "-startdate", start, "-enddate", end, "-in", f"{ca}.csr", "-out", f"{ca}.pem")
+    openssl(*request, "-subj", "/CN=pupil", "-keyout", f"{ca}.pupil.key", "-out", f"{ca}.pupil.csr")
+    openssl("x509", "-req", "-in", f"{ca}.pupil.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-days", "3650",
+            "-set_serial", "1", "-out", f"{ca}.pupil.pem")
+    return f"{ca}.pupil.pem", f"{ca}.pupil.key"
+
+
+def test_expired_authority_of_the_same_name(tls_broker, peer, tmp_path):
+    """A CA was renewed with a new key and the old certificate still stands in cafile: what the old key
+    signed is refused, although a valid CA has its issuer's name."""
+    old = authority(tmp_path, "old", "20200101000000Z", "20210101000000Z")
+    new = authority(tmp_path, "new", "20200101000000Z", "20991231000000Z")
+    both = tmp_path / "both.pem"
+    both.write_text((tmp_path / "new.pem").read_text() + (tmp_path / "old.pem").read_text())
+    broker = tls_broker(f"cafile {both}", "require_certificate true")
+    with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+        peer(broker, pair=old).handshake()
+    broker.wait_log('handshake with .* failed: refused by us, certificate "pupil": it was issued by "school"')
+    peer(broker, pair=new).handshake().connect("taken")
