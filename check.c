@@ -143,6 +143,31 @@ check_log(const struct check *k)
 		check_written(k, "log_dest file", k->conf.log_file);
 }
 
+/* Where the journal is kept: made at the start if only itself is missing. */
+static void
+check_store(const struct check *k)
+{
+	const char *dir = k->conf.persistence_location ?
+	    k->conf.persistence_location : ".";
+	char owner[200];
+	struct stat st;
+
+	if (!k->conf.persistence)
+		return;
+	if (stat(dir, &st) < 0) {
+		log_warning("Warning: persistence_location %s is not there. "
+		    "'install -d -o %s %s' makes it.", dir, k->user, dir);
+	} else if (!S_ISDIR(st.st_mode)) {
+		log_error("Error: persistence_location %s is not a folder.",
+		    dir);
+	} else if (!allowed(k, dir, W_OK | X_OK)) {
+		service_say_owner(dir, owner, sizeof owner);
+		log_error("Error: User %s cannot write in persistence_location "
+		    "%s (%s). 'chown %s %s' mends it.", k->user, dir, owner,
+		    k->user, dir);
+	}
+}
+
 static void
 check_pid_file(const struct check *k)
 {
@@ -303,6 +328,7 @@ check_all(struct check *k)
 	check_reload(k);
 	check_log(k);
 	check_pid_file(k);
+	check_store(k);
 	check_listeners(k);
 	check_passwords(k);
 	check_certificates(k);

@@ -674,7 +674,6 @@ set_include_dir(struct parser *p, char *value)
 	.offset = offsetof(struct config_listener, field)
 #define S(field) .security = true, \
 	.offset = offsetof(struct config_security, field)
-#define LATER "midge does not have this yet"
 
 static const struct option options[] = {
 	{ "accept_protocol_versions", SPECIAL, .set = set_versions,

@@ -296,12 +296,21 @@ to_member(struct broker *b, struct routed *r, const struct sub *sub)
 	return offer(b, r, &o);
 }
 
+/* Only where there are rules it matters who published what is retained. */
+static bool
+note_source(struct broker *b, const struct routed *r)
+{
+	const struct session *s = r->from;
+
+	return !s || !s->rules || topic_note_source(&b->topics, r->p.topic,
+	    s->guard, session_user(s), session_id(s));
+}
+
 /* [MQTT-3.3.1-5], [MQTT-3.3.1-10]: keeps it for later subscribers; an empty
  * payload removes what is kept. */
 static bool
 retain(struct broker *b, struct routed *r)
 {
-	const struct session *s = r->from;
 	struct msg *m = r->p.payload.len ? routed_msg(r) : NULL, *old;
 	bool ok;
 
@@ -311,14 +320,13 @@ retain(struct broker *b, struct routed *r)
 	if (old)
 		msg_ref(old);
 	ok = topic_retain(&b->topics, r->p.topic, m);
-	if (ok && m && s && s->rules && !topic_note_source(&b->topics,
-	    r->p.topic, s->guard, session_user(s), session_id(s))) {
+	if (ok && m && !note_source(b, r)) {
 		topic_retain(&b->topics, r->p.topic, NULL);
-		m = NULL;
+		persist_retain(b, r->p.topic, NULL, old);
 		ok = false;
-	}
-	if (ok || !m)
+	} else if (ok) {
 		persist_retain(b, r->p.topic, m, old);
+	}
 	msg_unref(old);
 	return ok;
 }

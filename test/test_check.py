@@ -87,10 +87,12 @@ def taken(broker):
     (BASE + "memory_limit 1000000\n", None, 1, r"'max_packet_size 125000' leaves room"),
     (BASE + "max_queued_messages 0\n", None, 1, r"Nothing limits what waits"),
     (BASE + "max_connections 2000000000\n", None, 1, r"'LimitNOFILE=2000000100'"),
+    (BASE + "persistence true\npersistence_location {dir}/none\n", None, 1, r"'install -d -o \w+ .*/none' makes it"),
+    (BASE + "persistence true\npersistence_location {dir}/midge.conf\n", None, 3, r"midge.conf is not a folder"),
     (BASE + "log_dest file {dir}\n", None, 1, r"is a folder; it must be a file"),
     (BASE + "log_dest file {dir}/none/a/log\n", None, 1, r"'install -d -o \w+ .*/none/a' makes it"),
 ], ids=["ignored", "unknown", "port-taken", "port-twice", "socket-twice", "no-socket", "socket-folder", "nobody",
-        "mount-point", "packets", "queues", "descriptors", "log-folder", "log-nowhere"])
+        "mount-point", "packets", "queues", "descriptors", "store-missing", "store-file", "log-folder", "log-nowhere"])
 def test_each(check, config, prepare, code, text):
     got, out = check(config, prepare)
     if prepare is taken:
@@ -116,12 +118,14 @@ def secret(name):
     ("user nobody\nacl_file {dir}/rules\n", secret("rules"), r"/rules cannot be read by user nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: open(b.path("log"), "w").close(),
      r"log_dest file \S+ cannot be written by user nobody \(owner root, .*'chown nobody "),
+    ("user nobody\npersistence true\npersistence_location {dir}\n", lambda b: os.chmod(b.dir, 0o755),
+     r"Error: User nobody cannot write in persistence_location \S+ \(owner root, .*'chown nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: os.chmod(b.dir, 0o755),
      r"log_dest file \S+ cannot be made by user nobody in "),
-], ids=["config", "passwords", "rules", "log", "folder"])
+], ids=["config", "passwords", "rules", "log", "store", "folder"])
 def test_files_after_the_rights_are_given_up(check, lines, prepare, text):
     code, out = check(BASE + lines, prepare)
-    assert code == 1
+    assert code == (3 if "Error" in text else 1)
     assert re.search(text, out), out
 
 

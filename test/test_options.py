@@ -313,8 +313,8 @@ def test_main_file_of_debian(new_broker, connect):
 
 pid_file {dir}/run/mosquitto.pid
 
-#persistence true
-#persistence_location {dir}/lib/
+persistence true
+persistence_location {dir}/lib/
 
 log_dest file {dir}/log/mosquitto.log
 
@@ -326,6 +326,7 @@ include_dir {dir}/conf.d
     wait_for(lambda: "running" in open(broker.path("log/mosquitto.log")).read(), "line in the log file")
     connect(broker=broker).ping()
     assert open(broker.path("run/mosquitto.pid")).read() == str(broker.pid)
+    assert os.listdir(broker.path("lib"))
 
 
 # Who may connect, in words
