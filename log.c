@@ -65,6 +65,8 @@ struct alike {
 	enum log_type type;
 };
 
+static struct alike kinds[ALIKE_KINDS];
+
 static struct {
 	struct log_config c;
 	log_topic_fn *topic;
@@ -76,7 +78,6 @@ static struct {
 	int syslog_fd;
 	unsigned long syslog_lost;
 	unsigned n_counted;     /* kinds of lines of which some are not shown */
-	struct alike alike[ALIKE_KINDS];
 	struct sink sink[N_SINKS];
 } lg = {
 	.c = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE | LOG_T_INFO,
@@ -155,13 +156,13 @@ tell_count(struct alike *a)
 static struct alike *
 find_alike(const char *text)
 {
-	struct alike *oldest = &lg.alike[0];
+	struct alike *oldest = &kinds[0];
 
 	for (int i = 0; i < ALIKE_KINDS; i++) {
-		if (!strcmp(lg.alike[i].text, text))
-			return &lg.alike[i];
-		if (lg.alike[i].since_s < oldest->since_s)
-			oldest = &lg.alike[i];
+		if (!strcmp(kinds[i].text, text))
+			return &kinds[i];
+		if (kinds[i].since_s < oldest->since_s)
+			oldest = &kinds[i];
 	}
 	tell_count(oldest);
 	memcpy(oldest->text, text, ALIKE_LEN);
@@ -197,9 +198,9 @@ tell_due_counts(void)
 	int64_t now = clock_s();
 
 	for (int i = 0; i < ALIKE_KINDS && lg.n_counted; i++)
-		if (lg.alike[i].n > ALIKE_SHOWN &&
-		    now - lg.alike[i].since_s >= ALIKE_S)
-			tell_count(&lg.alike[i]);
+		if (kinds[i].n > ALIKE_SHOWN &&
+		    now - kinds[i].since_s >= ALIKE_S)
+			tell_count(&kinds[i]);
 }
 
 /* ---- descriptors ---- */
@@ -564,7 +565,7 @@ void
 log_close(void)
 {
 	for (int i = 0; i < ALIKE_KINDS; i++)
-		tell_count(&lg.alike[i]);
+		tell_count(&kinds[i]);
 	drain();
 	close_file();
 	lg.c.dests = LOG_D_STDERR;

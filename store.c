@@ -1144,7 +1144,7 @@ helper_take(struct helper *h, uint32_t no, char path[PATH])
 static int
 helper_fill(struct helper *h, int fd)
 {
-	static const uint8_t zeros[FILL];
+	static uint8_t zeros[FILL];     /* const ones would be in the file */
 	uint64_t size = h->c->segment_size, at;
 	struct stat sb;
 	size_t n;
