@@ -88,6 +88,12 @@ bench: $(B)/midge $(B)/load
 	@test/need.sh "the bench" python3
 	/usr/bin/python3 test/bench.py $(BENCH)
 
+# Kills the broker N times under load; nothing acknowledged may be lost.
+N = 1000
+crash: $(B)/midge
+	MIDGE="$(B)/midge" BUILD="$(B)" /usr/bin/python3 test/crash.py \
+		--kills $(N) $(if $(SEED),--seed $(SEED))
+
 # Each fuzzer for T seconds, from its seeds in test/corpus if it has some.
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
@@ -131,5 +137,5 @@ install: $(B)/midge
 clean:
 	rm -rf build
 
-.PHONY: all compiler run test tools-test asan bench fuzz tools-fuzz check \
+.PHONY: all compiler run test tools-test asan bench crash fuzz tools-fuzz check \
 	install clean

@@ -1,0 +1,83 @@
+"""A disk that is slow or bad, and a clock that is wrong, for a broker that knows nothing of it.
+
+    disk = Disk()
+    broker = wire.Broker(..., env=disk.env)
+    disk.hold()             every sync waits until disk.go()
+    disk.fail("pwritev", errno.EIO)
+
+The shim disk.c is built when it is first asked for. It works with programs that load libc as a
+shared library: not with the static ones of `make cross`.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+import wire
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def shim():
+    """The path of the library; one is made per build folder."""
+    folder = os.path.join(wire.ROOT, os.environ.get("BUILD", "build"))
+    path, source = os.path.join(folder, "disk.so"), os.path.join(HERE, "disk.c")
+    if not os.path.exists(path) or os.path.getmtime(path) < os.path.getmtime(source):
+        os.makedirs(folder, exist_ok=True)
+        fresh = f"{path}.{os.getpid()}"     # other processes of pytest make it too
+        subprocess.run(["cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC", "-o", fresh, source, "-ldl"],
+                       check=True)
+        os.rename(fresh, path)
+    return path
+
+
+class Disk:
+    def __init__(self, clock=0):
+        self.dir = tempfile.mkdtemp(prefix="midge-disk-")
+        os.chmod(self.dir, 0o755)
+        self._write("syncs", "")
+        os.chmod(self._path("syncs"), 0o666)
+        options = os.environ.get("ASAN_OPTIONS", "")
+        self.env = {"LD_PRELOAD": shim(), "DISK_TRICKS": self.dir,
+                    "ASAN_OPTIONS": options + ":" * bool(options) + "verify_asan_link_order=0"}
+        if clock:
+            self.env["DISK_CLOCK"] = str(clock)
+
+    def cleanup(self):
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def slow(self, ms):
+        self._write("slow", str(ms))
+
+    def hold(self):
+        """Each sync that begins from now on waits."""
+        self._write("hold", "")
+
+    def go(self):
+        self._remove("hold")
+
+    def fail(self, call, error):
+        self._write(call, str(error))
+
+    def well(self):
+        """No tricks any more."""
+        for name in os.listdir(self.dir):
+            if name != "syncs":
+                self._remove(name)
+
+    def syncs(self):
+        """How many syncs have begun so far."""
+        return os.path.getsize(self._path("syncs"))
+
+    def _path(self, name):
+        return os.path.join(self.dir, name)
+
+    def _write(self, name, text):
+        with open(self._path(name + "~"), "w") as f:
+            f.write(text)
+        os.rename(self._path(name + "~"), self._path(name))
+
+    def _remove(self, name):
+        if os.path.exists(self._path(name)):
+            os.unlink(self._path(name))
