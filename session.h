@@ -44,7 +44,7 @@ struct delivery {
 	bool sent;              /* once, perhaps on an earlier connection */
 	bool recorded;          /* the journal has it */
 	uint16_t n_subids;
-	uint32_t no;            /* in the journal, unique in its session */
+	uint64_t no;            /* in the journal, unique in its session */
 	uint64_t pos;           /* of the journal: it goes out when all below
 	                         * is on the disk */
 	uint32_t subids[];      /* Subscription Identifiers */
@@ -109,7 +109,7 @@ struct session {
 	uint16_t id_len;
 	uint8_t guard;                  /* place of its listener's guard */
 	uint32_t no;                    /* in the journal, 0: not there */
-	uint32_t last_delivery;         /* the newest one's number there */
+	uint64_t last_delivery;         /* the newest one's number there */
 	bool dropping;                  /* an episode of drops was logged */
 	uint8_t id[];                   /* client identifier, NUL behind it */
 };
