@@ -1083,6 +1083,11 @@ become_child(pid_t parent, int keep)
 	}
 	if (d)
 		closedir(d);
+	/* In the background: whoever started the broker may wait for the end
+	 * of its output. */
+	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
 }
 
 static void

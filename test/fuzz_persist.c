@@ -54,9 +54,10 @@ check_msg(struct msg *m)
 }
 
 static void
-check_delivery(const struct session *s, const struct delivery *d)
+check_delivery(const struct broker *b, const struct session *s,
+    const struct delivery *d)
 {
-	assert(d->recorded && d->no > 0 && d->no <= s->last_delivery);
+	assert(d->recorded && d->no > 0 && d->no <= b->persist.last_delivery);
 	assert(d->qos == 1 || d->qos == 2);
 	assert(d->state == WAITING || d->state == TO_RELEASE);
 	assert(!d->msg == (d->state == TO_RELEASE));
@@ -79,17 +80,18 @@ check_session(const struct broker *b, struct session *s)
 	assert(session_find(&b->sessions, session_id(s)) == s);
 	assert(s->expiry == SESSION_FOREVER || s->expires_ms != TIMER_NEVER ||
 	    s->expiry > 0);
-	assert(!s->will == (s->will_ms == TIMER_NEVER));
-	if (s->will)
+	if (s->will) {
+		assert(s->will->due_ms != TIMER_NEVER);
 		check_msg(s->will->msg);
-	for (unsigned i = 1; i < s->n_received; i++)
-		assert(s->received[i - 1] < s->received[i]);
+	}
+	for (unsigned i = 1; i < session_n_received(s); i++)
+		assert(s->received->id[i - 1] < s->received->id[i]);
 	if (!s->out)
 		return;
 	assert(!s->out->qos0.first && s->out->unsent == s->out->acked.first);
 	assert(s->out->in_flight == 0);
 	for (struct delivery *d = s->out->acked.first; d; d = d->next)
-		check_delivery(s, d);
+		check_delivery(b, s, d);
 }
 
 /* To all messages, from what the journal knows. */

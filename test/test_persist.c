@@ -124,7 +124,7 @@ TEST(numbers_beyond_32_bits)
 	CHECK(topic_retain(&b.topics, STR("t"), kept));
 	persist_retain(&b, STR("t"), kept, NULL);
 	queue(&b, s, message("first"), 1);
-	b.persist.last_msg = s->last_delivery = UINT32_MAX;
+	b.persist.last_msg = b.persist.last_delivery = UINT32_MAX;
 	queue(&b, s, message("next"), 1);
 	queue(&b, s, message("last"), 1);
 	CHECK(again(&c) == 0);
@@ -232,7 +232,7 @@ TEST(will_of_the_same_message_twice)
 	s = begin_session(&b, SESSION_FOREVER);
 	w->msg = message("bye");
 	s->will = w;
-	s->will_ms = b.now_ms + 1000;
+	w->due_ms = b.now_ms + 1000;
 	go_away(&b, s, SESSION_FOREVER);
 	for (size_t i = 0; i < 3; i++)
 		if (journal.records[i].type == WILL)
