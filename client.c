@@ -1599,7 +1599,7 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 static bool
 choked(const struct broker *b, const struct client *c)
 {
-	return conn_choked(&c->conn) || (send_holds(c) && persist_busy(b));
+	return conn_choked(&c->conn) || send_choked(b, c);
 }
 
 /* The head of a record with a handshake; no CONNECT begins like that. */
