@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "route.h"
 #include "state.h"
 #include "sys.h"
 
@@ -567,8 +568,20 @@ become_user(struct broker *b)
 }
 
 static void
+hand_on_imported(struct broker *b)
+{
+	struct msg *m;
+
+	while ((m = persist_imported(b))) {
+		route_msg(b, m, m->expires_ms, NULL);
+		msg_unref(m);
+	}
+}
+
+static void
 serve(struct broker *b)
 {
+	hand_on_imported(b);
 	log_to_topic(sys_log, b);
 	log_info("midge version " MIDGE_VERSION " running");
 	log_flush();

@@ -703,6 +703,10 @@ accept_connect(struct broker *b, struct client *c,
 		log_notice("Client %s negotiated TLSv1.2 cipher %s",
 		    client_id(c), tls_cipher(c->conn.tls));
 	log_will(k);
+	/* With a disk in trouble a session that is there goes on; nothing new
+	 * is promised. */
+	if (ack.session_present && persist_failed(b))
+		persist_mark(b);
 	send_connack(b, c, &ack);
 }
 
@@ -1117,6 +1121,14 @@ hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
 	return r;
 }
 
+/* An answer that repeats one waits as long as that one. */
+static void
+await_all(struct broker *b, const struct client *c)
+{
+	if (c->session->no)
+		persist_await_all(b);
+}
+
 static const char *
 why_not_taken(const struct broker *b)
 {
@@ -1132,7 +1144,7 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason r;
 
 	if (session_received(c->session, p->id)) {
-		persist_await_all(b);
+		await_all(b, c);
 		send_ack(b, c, MQTT_PUBREC, p->id, MQTT_OK);
 		return;
 	}
@@ -1246,7 +1258,7 @@ on_pubrec(struct broker *b, struct client *c, const struct mqtt_ack *a)
 		return;
 	}
 	if (d->state == RELEASED)
-		persist_await_all(b);
+		await_all(b, c);
 	persist_released(b, c->session, d);
 	delivery_release(d);
 	send_ack(b, c, MQTT_PUBREL, a->id, MQTT_OK);
@@ -1263,7 +1275,7 @@ on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
 	if (found)
 		persist_let_go(b, c->session, a->id);
 	else
-		persist_await_all(b);
+		await_all(b, c);
 	send_ack(b, c, MQTT_PUBCOMP, a->id, found ? MQTT_OK :
 	    MQTT_ID_NOT_FOUND);
 }
@@ -1467,7 +1479,8 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		return;
 	}
 	log_debug("Received %s from %s", mqtt_type_name(t), client_id(c));
-	persist_await_all(b);           /* one that is gone is gone */
+	if (!persist_failed(b))
+		await_all(b, c);        /* one that is gone is gone */
 	each_filter(b, c, in, t, pr.subscription_id, codes);
 	if (!send_suback(b, c, t == MQTT_SUBSCRIBE ? MQTT_SUBACK :
 	    MQTT_UNSUBACK, id, codes, n))
@@ -1829,6 +1842,8 @@ in_time(const struct broker *b, const struct client *c)
 static void
 keepalive_due(struct broker *b, struct client *c)
 {
+	if (send_holds(c) && persist_busy(b))
+		c->last_in_ms = b->now_ms;      /* it is we who do not read */
 	if (!in_time(b, c) && !conn_choked(&c->conn))
 		client_input(b, c);
 	if (c->state != CLIENT_UP)

@@ -1103,8 +1103,13 @@ static void
 helper_sync(struct helper *h, uint32_t no)
 {
 	int fd = h->no[0] == no ? h->fd[0] : h->no[1] == no ? h->fd[1] : -1;
+	int error = fdatasync(fd) < 0 ? errno : 0;
+	struct stat sb;
 
-	helper_answer(h, OP_SYNC, no, fdatasync(fd) < 0 ? errno : 0);
+	/* What is in a file without a name is nowhere after the next start. */
+	if (!error && fstat(fd, &sb) == 0 && sb.st_nlink == 0)
+		error = ENOENT;
+	helper_answer(h, OP_SYNC, no, error);
 }
 
 /* So that syncs do not wait while a segment is filled with zeros. */
@@ -2135,6 +2140,13 @@ lock(struct store *st)
 	path_of(path, st->c.dir, st->c.name, LOCK, 0);
 	st->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
 	    0600);
+	/* On a disk that takes no file nobody else can write either. */
+	if (st->lock_fd < 0 && (errno == EROFS || errno == ENOSPC ||
+	    errno == EDQUOT)) {
+		log_warning("Warning: %s: %s. The journal is read without a "
+		    "lock.", path, strerror(errno));
+		return 0;
+	}
 	if (st->lock_fd < 0) {
 		log_error("Error: Unable to open %s: %s. The broker needs to "
 		    "write in that directory.", path, strerror(errno));
