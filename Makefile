@@ -74,6 +74,7 @@ test: tools-test $(B)/midge $(B)/storetool $(UNITS:%=$(B)/%) check
 tools-test:
 	@test/need.sh "the test" python3 python3-pytest python3-pytest-xdist \
 		python3-paho-mqtt mosquitto-clients nodejs npm openssl \
+		curl gnutls-bin \
 		$(if $(CI),shellcheck busybox openssh-server openssh-client)
 	@[ -d build/node_modules/mqtt ] || npm install --silent --no-audit \
 		--no-fund --prefix build mqtt@5

@@ -80,19 +80,60 @@ check_written(const struct check *k, const char *option, const char *path)
 
 /* ---- one function per area ---- */
 
-/* A reload reads the file again, without the rights of root. */
+/* The files of one listener, NULL where it has none. */
+enum { FILES = 6 };
+
 static void
-check_config_file(const struct check *k)
+files_of(const struct config_listener *l, const char *out[FILES])
+{
+	out[0] = l->security.password_file;
+	out[1] = l->security.acl_file;
+	out[2] = l->certfile;
+	out[3] = l->keyfile;
+	out[4] = l->cafile;
+	out[5] = l->crlfile;
+}
+
+static bool
+named_before(const struct check *k, unsigned listener, const char *path)
+{
+	const char *files[FILES];
+
+	while (listener-- > 0) {
+		files_of(&k->conf.listeners[listener], files);
+		for (int i = 0; i < FILES; i++)
+			if (files[i] && !strcmp(files[i], path))
+				return true;
+	}
+	return false;
+}
+
+/* A file that root reads at the start, and the user when it is read again. */
+static void
+check_read_again(const struct check *k, const char *path)
 {
 	char owner[200];
 
-	if (!k->conf.file || access(k->conf.file, R_OK) < 0 ||
-	    allowed(k, k->conf.file, R_OK))
+	if (!path || access(path, R_OK) < 0 || allowed(k, path, R_OK))
 		return;
-	service_say_owner(k->conf.file, owner, sizeof owner);
-	log_warning("Warning: %s cannot be read by user %s (%s), so a reload "
-	    "would fail. 'chgrp %s %s; chmod g+r %s' mends it.", k->conf.file,
-	    k->user, owner, k->user, k->conf.file, k->conf.file);
+	service_say_owner(path, owner, sizeof owner);
+	log_warning("Warning: %s cannot be read by user %s (%s), so SIGHUP "
+	    "would fail. 'chgrp %s %s; chmod g+r %s' mends it.", path,
+	    k->user, owner, k->user, path, path);
+}
+
+static void
+check_reload(const struct check *k)
+{
+	const char *files[FILES];
+
+	check_read_again(k, k->conf.file);
+	for (unsigned i = 0; i < k->conf.n_listeners; i++) {
+		files_of(&k->conf.listeners[i], files);
+		for (int j = 0; j < FILES; j++)
+			if (files[j] && !named_before(k, i, files[j]))
+				check_read_again(k, files[j]);
+	}
 }
 
 static void
@@ -100,6 +141,31 @@ check_log(const struct check *k)
 {
 	if (k->conf.log.dests & LOG_D_FILE)
 		check_written(k, "log_dest file", k->conf.log_file);
+}
+
+/* Where the journal is kept: made at the start if only itself is missing. */
+static void
+check_store(const struct check *k)
+{
+	const char *dir = k->conf.persistence_location ?
+	    k->conf.persistence_location : ".";
+	char owner[200];
+	struct stat st;
+
+	if (!k->conf.persistence)
+		return;
+	if (stat(dir, &st) < 0) {
+		log_warning("Warning: persistence_location %s is not there. "
+		    "'install -d -o %s %s' makes it.", dir, k->user, dir);
+	} else if (!S_ISDIR(st.st_mode)) {
+		log_error("Error: persistence_location %s is not a folder.",
+		    dir);
+	} else if (!allowed(k, dir, W_OK | X_OK)) {
+		service_say_owner(dir, owner, sizeof owner);
+		log_error("Error: User %s cannot write in persistence_location "
+		    "%s (%s). 'chown %s %s' mends it.", k->user, dir, owner,
+		    k->user, dir);
+	}
 }
 
 static void
@@ -220,10 +286,8 @@ check_passwords(const struct check *k)
 {
 	struct auth a;
 
-	service_as_user(&k->service, true);
 	if (auth_load(&a, &k->conf))
 		auth_fini(&a);
-	service_as_user(&k->service, false);
 }
 
 static void
@@ -258,9 +322,13 @@ check_all(struct check *k)
 	if (!service_init(&k->service, &k->conf))
 		return;
 	service_user(&k->service, k->user, sizeof k->user);
-	check_config_file(k);
+	if (k->conf.user && strcmp(k->conf.user, k->user) != 0)
+		log_notice("Files are looked at as user %s; only root can do "
+		    "it as %s.", k->user, k->conf.user);
+	check_reload(k);
 	check_log(k);
 	check_pid_file(k);
+	check_store(k);
 	check_listeners(k);
 	check_passwords(k);
 	check_certificates(k);

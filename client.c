@@ -1107,6 +1107,13 @@ hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
 	return r;
 }
 
+static const char *
+why_not_taken(const struct broker *b)
+{
+	return persist_failed(b) ? "the disk does not take the message, as an "
+	    "earlier line says" : "out of memory";
+}
+
 /* QoS 2, method B of section 4.3.3: the message is handed on at once, and its
  * id is kept until PUBREL, so that a repeat is not handed on again. */
 static void
@@ -1130,7 +1137,7 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	if (r == MQTT_QUOTA && c->version != MQTT_5) {
 		persist_drop_group(b);
 		session_take_received(c->session, p->id);
-		client_close(b, c, r, "out of memory");
+		client_close(b, c, r, why_not_taken(b));
 		return;
 	}
 	/* [MQTT5-4.3.3-9]: a refusal ends the exchange. 3.x has none. */
@@ -1174,7 +1181,7 @@ on_publish(struct broker *b, struct client *c, struct mqtt_in *in,
 	/* Before 5.0 an acknowledgement cannot say no: without memory the
 	 * client has to come again [MQTT-4.8.0-2]. */
 	if (r == MQTT_QUOTA && c->version != MQTT_5)
-		client_close(b, c, r, "out of memory");
+		client_close(b, c, r, why_not_taken(b));
 	else if (p.qos == 1)
 		send_ack(b, c, MQTT_PUBACK, p.id, r);
 }

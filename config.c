@@ -17,10 +17,12 @@
 #define MOUNT_MAX 1000
 #define PORTS_MAX 10            /* -p may be repeated this often */
 #define LISTENERS_MAX 64
+#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
+#define LOG_FILE_SIZE 10000000
 #define PLUGINS_MAX 16          /* lines plugin_load */
 
 /* The plugins of Mosquitto 2.1 that midge has built in. */
-enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL };
+enum plugin_kind { NO_PLUGIN, PLUGIN_PASSWORD, PLUGIN_ACL, PLUGIN_PERSIST };
 enum plugin_scope { PLUGIN_HERE, PLUGIN_GLOBAL, PLUGIN_NAMED };
 
 struct plugin {
@@ -29,8 +31,6 @@ struct plugin {
 	enum plugin_kind kind;
 	bool used;
 };
-#define VERSIONS (1u << 3 | 1u << 4 | 1u << 5)  /* 3.1, 3.1.1, 5.0 */
-#define LOG_FILE_SIZE 10000000
 
 /* Where the parser stands. */
 struct parser {
@@ -263,14 +263,17 @@ plugin_kind(const char *path)
 	const char *name = slash ? slash + 1 : path;
 
 	return !strcmp(name, "mosquitto_password_file.so") ? PLUGIN_PASSWORD :
-	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL : NO_PLUGIN;
+	    !strcmp(name, "mosquitto_acl_file.so") ? PLUGIN_ACL :
+	    !strcmp(name, "mosquitto_persist_sqlite.so") ? PLUGIN_PERSIST :
+	    NO_PLUGIN;
 }
 
 /* A plugin without its file would leave the door open. */
 static bool
 end_plugin(const struct parser *p)
 {
-	if (p->plugin == NO_PLUGIN || p->plugin_has_file)
+	if (p->plugin == NO_PLUGIN || p->plugin == PLUGIN_PERSIST ||
+	    p->plugin_has_file)
 		return true;
 	log_error("Error: The plugin %s needs a line plugin_opt_%s behind it.",
 	    p->plugin == PLUGIN_ACL ? "mosquitto_acl_file.so" :
@@ -287,6 +290,12 @@ begin_plugin(struct parser *p, const char *path, enum plugin_scope scope)
 	p->plugin = plugin_kind(path);
 	p->plugin_scope = scope;
 	p->plugin_has_file = false;
+	if (p->plugin == PLUGIN_PERSIST) {
+		p->c->persistence = true;
+		log_warning("Warning: midge keeps a journal of its own instead "
+		    "of a database of SQLite; persistence is on, at %s:%u.",
+		    p->file, p->line);
+	}
 	if (p->plugin != NO_PLUGIN)
 		return true;
 	log_error("Error: %s cannot be used: midge has no plugins; built in is "
@@ -414,6 +423,7 @@ set_listener(struct parser *p, char *value)
 	struct config_listener l = new_listener();
 	char *rest = value + strcspn(value, " \t");
 	long long port;
+	bool ok;
 
 	if (*rest)
 		*rest++ = 0;
@@ -427,8 +437,7 @@ set_listener(struct parser *p, char *value)
 		    "port 0 needs the path of a unix socket behind it");
 	if (p->c->n_listeners == LISTENERS_MAX)
 		return bad_value(p, value, "there are too many listeners");
-	if (!end_plugin(p))
-		return fault(p);
+	ok = end_plugin(p);
 	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
@@ -437,7 +446,7 @@ set_listener(struct parser *p, char *value)
 		l.host = copy(first_word(rest));
 	p->cur = add_listener(p->c, &l);
 	p->in_default = false;
-	return true;
+	return ok || fault(p);
 }
 
 static void
@@ -665,7 +674,6 @@ set_include_dir(struct parser *p, char *value)
 	.offset = offsetof(struct config_listener, field)
 #define S(field) .security = true, \
 	.offset = offsetof(struct config_security, field)
-#define LATER "midge does not have this yet"
 
 static const struct option options[] = {
 	{ "accept_protocol_versions", SPECIAL, .set = set_versions,
@@ -686,6 +694,7 @@ static const struct option options[] = {
 	{ "capath", STRING, L(capath), .max = PATH_MAX },
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
+	{ "check_retain_source", BOOL, G(check_retain_source) },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -773,9 +782,6 @@ static const struct option options[] = {
 	    .why = "overlapping subscriptions give one copy" },
 	{ "auth_plugin_deny_special_chars", IGNORED,
 	    .why = "it is for plugins only" },
-	{ "ciphers_tls1.3", IGNORED, .why = "midge has TLS 1.2 only" },
-	{ "dhparamfile", IGNORED, .why = "midge has ECDHE instead of DHE" },
-	{ "check_retain_source", IGNORED, .why = LATER },
 	{ "ciphers_tls1.3", IGNORED, .why = "TLS 1.2 is the newest here" },
 	{ "dhparamfile", IGNORED, .why = "only elliptic curves are used" },
 	{ "enable_control_api", IGNORED,
@@ -933,6 +939,12 @@ unknown(const struct parser *p)
 	const char *near = NULL;
 	unsigned best = 4, d;
 
+	if (p->plugin == PLUGIN_PERSIST &&
+	    !strncmp(p->name, "plugin_opt_", 11)) {
+		log_warning("Warning: %s has no effect (it is for SQLite), at "
+		    "%s:%u.", p->name, p->file, p->line);
+		return true;
+	}
 	for (size_t i = 0; i < N_OPTIONS; i++) {
 		d = distance(p->name, options[i].name);
 		if (d < best) {
@@ -1109,6 +1121,7 @@ set_defaults(struct config *c)
 	*c = (struct config){
 		.security.allow_zero_length_clientid = true,
 		.acl_check_subscribe = true,
+		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
 		.set_tcp_nodelay = true,
@@ -1369,7 +1382,6 @@ read_all(struct config *c, int argc, char **argv, bool all)
 	struct parser p = { .c = c, .in_default = true, .all = all };
 	struct args a = { .n_ports = 0 };
 	enum config_action act;
-	bool ok;
 
 	set_defaults(c);
 	c->argc = argc;
@@ -1381,17 +1393,20 @@ read_all(struct config *c, int argc, char **argv, bool all)
 		return act;
 	if (c->test && !all)
 		return CONFIG_TEST;
-	ok = !c->file || read_file(&p, c->file);
-	if (!end_plugins(&p) || !ok) {
+	if (c->file && !read_file(&p, c->file))
+		p.bad = true;
+	if (!end_plugins(&p))
+		p.bad = true;
+	if (p.bad && !all) {
 		free_listener(&p.def);
 		return CONFIG_BAD;
 	}
 	finish_log(c);
 	if (!finish_listeners(c, &p, a.ports, a.n_ports))
-		return CONFIG_BAD;
-	for (unsigned i = 0; i < c->n_listeners; i++)
-		if (!check_tls(&c->listeners[i]) && !all)
-			return CONFIG_BAD;
+		p.bad = true;
+	for (unsigned i = 0; i < c->n_listeners && (!p.bad || all); i++)
+		if (!check_tls(&c->listeners[i]))
+			p.bad = true;
 	return p.bad ? CONFIG_BAD : CONFIG_RUN;
 }
 

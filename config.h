@@ -76,6 +76,7 @@ struct config {
 	struct config_security security;
 	bool per_listener;      /* per_listener_settings */
 	bool acl_check_subscribe;
+	bool check_retain_source;
 	bool connection_messages;
 	bool queue_qos0_messages;
 	bool retain_available;

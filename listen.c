@@ -14,24 +14,39 @@
 
 /* ---- who holds a port ---- */
 
+/* The inode of a line of the kernel's table, 0 if it is not about a socket that
+ * listens on port. No sscanf, which would be a twentieth of a static program. */
+static unsigned long
+line_inode(char *line, int port)
+{
+	/* sl local:port remote:port state queues timer retransmits uid
+	 * timeout inode; state 0A is LISTEN */
+	char *word[10], *rest, *colon;
+	unsigned n = 0;
+
+	for (char *w = strtok_r(line, " ", &rest); w && n < 10;
+	    w = strtok_r(NULL, " ", &rest))
+		word[n++] = w;
+	if (n < 10 || strtoul(word[3], NULL, 16) != 0x0a)
+		return 0;
+	colon = strrchr(word[1], ':');
+	if (!colon || strtoul(colon + 1, NULL, 16) != (unsigned long)port)
+		return 0;
+	return strtoul(word[9], NULL, 10);
+}
+
 /* The inode of a socket that listens on port, 0 if none is seen. */
 static unsigned long
 listening_inode(const char *table, int port)
 {
 	char line[512];
-	unsigned long inode, found = 0;
-	unsigned local, state;
+	unsigned long found = 0;
 	FILE *f = fopen(table, "re");
 
 	if (!f)
 		return 0;
 	while (!found && fgets(line, sizeof line, f))
-		/* sl local:port remote:port state queues timer retransmits
-		 * uid timeout inode; state 0A is LISTEN */
-		if (sscanf(line, " %*u: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x "
-		    "%x %*s %*s %*s %*u %*d %lu", &local, &state,
-		    &inode) == 3 && state == 0x0a && (int)local == port)
-			found = inode;
+		found = line_inode(line, port);
 	fclose(f);
 	return found;
 }

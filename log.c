@@ -28,7 +28,11 @@
 #define ALIKE_KINDS 32
 
 #define CLOSE_WAIT_MS 1000
-#define RETRY_MS 1000
+
+/* What a destination did not take is offered again after this time, longer each
+ * time when it takes nothing. */
+#define RETRY_MIN_MS 10
+#define RETRY_MAX_MS 1000
 
 /* How to write to a descriptor without being held up. */
 enum manner {
@@ -43,6 +47,7 @@ struct sink {
 	enum manner manner;
 	bool own;               /* opened here */
 	unsigned long lost;     /* lines, since it took the last one */
+	int retry_ms;
 	size_t from, to;        /* what is kept */
 	char *kept;             /* KEPT_MAX bytes */
 };
@@ -60,6 +65,8 @@ struct alike {
 	enum log_type type;
 };
 
+static struct alike kinds[ALIKE_KINDS];
+
 static struct {
 	struct log_config c;
 	log_topic_fn *topic;
@@ -71,15 +78,17 @@ static struct {
 	int syslog_fd;
 	unsigned long syslog_lost;
 	unsigned n_counted;     /* kinds of lines of which some are not shown */
-	struct alike alike[ALIKE_KINDS];
 	struct sink sink[N_SINKS];
 } lg = {
 	.c = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE | LOG_T_INFO,
 	       .dests = LOG_D_STDERR, .timestamps = true, .facility = -1 },
 	.syslog_fd = -1,
-	.sink = { [ERR] = { .fd = 2, .manner = ASKING, .kept = kept[ERR] },
-	       [OUT] = { .fd = -1, .kept = kept[OUT] },
-	       [FIL] = { .fd = -1, .kept = kept[FIL] } },
+	.sink = { [ERR] = { .fd = 2, .manner = ASKING, .kept = kept[ERR],
+	       .retry_ms = RETRY_MIN_MS },
+	       [OUT] = { .fd = -1, .kept = kept[OUT],
+	       .retry_ms = RETRY_MIN_MS },
+	       [FIL] = { .fd = -1, .kept = kept[FIL],
+	       .retry_ms = RETRY_MIN_MS } },
 };
 
 static size_t
@@ -147,13 +156,13 @@ tell_count(struct alike *a)
 static struct alike *
 find_alike(const char *text)
 {
-	struct alike *oldest = &lg.alike[0];
+	struct alike *oldest = &kinds[0];
 
 	for (int i = 0; i < ALIKE_KINDS; i++) {
-		if (!strcmp(lg.alike[i].text, text))
-			return &lg.alike[i];
-		if (lg.alike[i].since_s < oldest->since_s)
-			oldest = &lg.alike[i];
+		if (!strcmp(kinds[i].text, text))
+			return &kinds[i];
+		if (kinds[i].since_s < oldest->since_s)
+			oldest = &kinds[i];
 	}
 	tell_count(oldest);
 	memcpy(oldest->text, text, ALIKE_LEN);
@@ -189,9 +198,9 @@ tell_due_counts(void)
 	int64_t now = clock_s();
 
 	for (int i = 0; i < ALIKE_KINDS && lg.n_counted; i++)
-		if (lg.alike[i].n > ALIKE_SHOWN &&
-		    now - lg.alike[i].since_s >= ALIKE_S)
-			tell_count(&lg.alike[i]);
+		if (kinds[i].n > ALIKE_SHOWN &&
+		    now - kinds[i].since_s >= ALIKE_S)
+			tell_count(&kinds[i]);
 }
 
 /* ---- descriptors ---- */
@@ -222,10 +231,17 @@ give_up(struct sink *k)
 	k->from = k->to = 0;
 }
 
+static int
+later(int ms)
+{
+	return ms * 2 > RETRY_MAX_MS ? RETRY_MAX_MS : ms * 2;
+}
+
 /* 0, or the errno of what failed for good; then what was kept is lost. */
 static int
 put(struct sink *k)
 {
+	size_t before = k->from;
 	ssize_t n;
 
 	while (k->from < k->to) {
@@ -234,6 +250,8 @@ put(struct sink *k)
 		if (n >= 0) {
 			k->from += (size_t)n;
 		} else if (errno == EAGAIN) {
+			k->retry_ms = k->from > before ? RETRY_MIN_MS :
+			    later(k->retry_ms);
 			return 0;
 		} else if (errno != EINTR) {
 			int err = errno;
@@ -513,10 +531,12 @@ log_flush(void)
 int
 log_wait_ms(void)
 {
+	int ms = lg.n_counted ? RETRY_MAX_MS : -1;
+
 	for (int i = 0; i < N_SINKS; i++)
-		if (lg.sink[i].to > lg.sink[i].from)
-			return RETRY_MS;
-	return lg.n_counted ? RETRY_MS : -1;
+		if (lg.sink[i].to > 0 && (ms < 0 || lg.sink[i].retry_ms < ms))
+			ms = lg.sink[i].retry_ms;
+	return ms;
 }
 
 /* Those who read get the last lines too, though they are slow. */
@@ -545,7 +565,7 @@ void
 log_close(void)
 {
 	for (int i = 0; i < ALIKE_KINDS; i++)
-		tell_count(&lg.alike[i]);
+		tell_count(&kinds[i]);
 	drain();
 	close_file();
 	lg.c.dests = LOG_D_STDERR;

@@ -440,6 +440,26 @@ persist_let_go(struct broker *b, const struct session *s, uint16_t id)
 
 /* ---- retained messages ---- */
 
+/* With the one who published it, where that matters. */
+static void
+put_retain(struct broker *b, const struct msg *m, const struct source *s,
+    enum store_class class)
+{
+	uint8_t *p = begin(b, RETAIN, 4 + (s ? 4u + s->user_len + s->id_len :
+	    0u));
+
+	if (!p)
+		return;
+	p = put32(p, m->no);
+	if (s) {
+		p = put8(p, s->guard);
+		p = put8(p, s->has_user);
+		p = put16(p, s->user_len);
+		put_bytes(p, s->names, (size_t)s->user_len + s->id_len);
+	}
+	finish(b, class);
+}
+
 void
 persist_retain(struct broker *b, struct mqtt_str topic, struct msg *m,
     struct msg *old)
@@ -449,17 +469,18 @@ persist_retain(struct broker *b, struct mqtt_str topic, struct msg *m,
 
 	if (!b->persist.on || is_sys(topic) || (!m && !old))
 		return;
-	if (m)
-		refer_to(b, m, class);
-	p = m ? begin(b, RETAIN, 4) : begin(b, UNRETAIN, topic.len);
 	if (old && old->recorded)
 		old->recorded--;
+	if (m) {
+		refer_to(b, m, class);
+		put_retain(b, m, topic_source(&b->topics, topic_find(
+		    &b->topics, topic)), class);
+		return;
+	}
+	p = begin(b, UNRETAIN, topic.len);
 	if (!p)
 		return;
-	if (m)
-		put32(p, m->no);
-	else
-		put_bytes(p, topic.p, topic.len);
+	put_bytes(p, topic.p, topic.len);
 	finish(b, class);
 }
 
@@ -531,18 +552,12 @@ dump_session(struct broker *b, const struct session *s)
 }
 
 static void
-dump_retained(struct broker *b, struct msg *m)
+dump_retained(struct broker *b, const struct node *n)
 {
-	uint8_t *p;
-
-	if (m->recorded == 0)
+	if (n->retained->recorded == 0)
 		return;                 /* $SYS */
-	dump_msg(b, m);
-	p = begin(b, RETAIN, 4);
-	if (!p)
-		return;
-	put32(p, m->no);
-	finish(b, STORE_NOW);
+	dump_msg(b, n->retained);
+	put_retain(b, n->retained, topic_source(&b->topics, n), STORE_NOW);
 }
 
 /* In the child that makes the snapshot. */
@@ -560,7 +575,7 @@ dump(void *arg, struct store *st)
 			struct node *n = HASH_OBJECT(l, struct node, link);
 
 			if (n->retained)
-				dump_retained(b, n->retained);
+				dump_retained(b, n);
 		}
 	h = &b->sessions.by_id;
 	for (uint32_t i = 0; h->bucket && i <= h->mask; i++)
@@ -979,6 +994,21 @@ read_got(struct reader *in, struct session *s, enum record type)
 }
 
 static bool
+read_source(struct replay *r, struct reader *in, struct mqtt_str topic)
+{
+	uint8_t guard = (uint8_t)get(in, 1);
+	bool has_user = get(in, 1);
+	struct mqtt_str user = get_bytes(in, (size_t)get(in, 2)), id;
+
+	id = get_rest(in);
+	if (!has_user)
+		user = (struct mqtt_str){ 0 };
+	in->bad |= guard >= r->b->auth.n || id.len > UINT16_MAX;
+	return in->bad || topic_note_source(&r->b->topics, topic, guard, user,
+	    id);
+}
+
+static bool
 read_retain(struct replay *r, struct reader *in)
 {
 	struct msg *m = find_object(&r->msgs, get32(in)), *old;
@@ -996,7 +1026,7 @@ read_retain(struct replay *r, struct reader *in)
 		m->recorded++;
 	forget_msg(r, old);
 	msg_unref(old);
-	return ok;
+	return ok && (in->p == in->end || read_source(r, in, msg_topic(m)));
 }
 
 static void
@@ -1291,6 +1321,8 @@ persist_open(struct broker *b)
 	char path[4200];
 	bool ok;
 
+	/* One large packet is not refused because others wait. */
+	sc.pending_max = 2 * PERSIST_BUSY + 2 * (size_t)c->max_packet_size;
 	start_reading(b);
 	ok = store_open(&b->persist.store, &sc, read_record, &r, &report);
 	if (!ok)
@@ -1342,6 +1374,10 @@ persist_commit(struct broker *b)
 	if (!b->persist.on)
 		return;
 	store_commit(&b->persist.store, b->now_ms);
+	if (!store_failed(&b->persist.store))
+		b->persist.failed_ms = 0;
+	else if (b->persist.failed_ms == 0)
+		b->persist.failed_ms = b->now_ms;
 	watch_store(b);
 }
 

@@ -32,6 +32,10 @@
 /* Bytes that wait for the disk; half of what the store takes. */
 #define PERSIST_BUSY (8u << 20)
 
+/* A disk that fails for less than this makes its clients wait only: a helper
+ * that has died is there again soon. */
+#define PERSIST_PATIENCE_MS 2000
+
 /* Opens the journal that the configuration names and fills the broker with what
  * it holds; at the first start with what a mosquitto.db holds. false: it cannot
  * be used, which is logged. */
@@ -80,11 +84,13 @@ persist_reached(const struct broker *b, uint64_t pos)
 	return pos == 0 || pos <= store_durable(&b->persist.store);
 }
 
-/* Whether the disk is in trouble: nothing that lasts is to be promised. */
+/* Whether the disk is in trouble, and not just for a moment: nothing that lasts
+ * is to be promised. */
 static inline bool
 persist_failed(const struct broker *b)
 {
-	return b->persist.on && store_failed(&b->persist.store) != 0;
+	return b->persist.on && b->persist.failed_ms != 0 &&
+	    b->now_ms - b->persist.failed_ms > PERSIST_PATIENCE_MS;
 }
 
 /* Whether so much waits for the disk that those who cause it have to wait. */

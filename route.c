@@ -296,6 +296,16 @@ to_member(struct broker *b, struct routed *r, const struct sub *sub)
 	return offer(b, r, &o);
 }
 
+/* Only where there are rules it matters who published what is retained. */
+static bool
+note_source(struct broker *b, const struct routed *r)
+{
+	const struct session *s = r->from;
+
+	return !s || !s->rules || topic_note_source(&b->topics, r->p.topic,
+	    s->guard, session_user(s), session_id(s));
+}
+
 /* [MQTT-3.3.1-5], [MQTT-3.3.1-10]: keeps it for later subscribers; an empty
  * payload removes what is kept. */
 static bool
@@ -310,10 +320,33 @@ retain(struct broker *b, struct routed *r)
 	if (old)
 		msg_ref(old);
 	ok = topic_retain(&b->topics, r->p.topic, m);
-	if (ok)
+	if (ok && m && !note_source(b, r)) {
+		topic_retain(&b->topics, r->p.topic, NULL);
+		persist_retain(b, r->p.topic, NULL, old);
+		ok = false;
+	} else if (ok) {
 		persist_retain(b, r->p.topic, m, old);
+	}
 	msg_unref(old);
 	return ok;
+}
+
+/* check_retain_source: whether the publisher of a retained message might still
+ * publish it. */
+static bool
+source_may(const struct broker *b, const struct node *n, const struct msg *m)
+{
+	const struct source *s = b->conf->check_retain_source ?
+	    topic_source(&b->topics, n) : NULL;
+	struct acl_client who;
+
+	if (!s)
+		return true;
+	who.user = (struct mqtt_str){ s->has_user ? s->names : NULL,
+	    s->user_len };
+	who.id = (struct mqtt_str){ s->names + s->user_len, s->id_len };
+	return auth_may_write_as(&b->auth.guards[s->guard], &who,
+	    msg_topic(m));
 }
 
 /* Memory for all that a message needs, so that it reaches all or none. */
@@ -511,7 +544,8 @@ send_retained(struct broker *b, struct session *s, uint32_t *steps)
 			scan_end(&b->topics, scan);
 		return *steps > 0;
 	}
-	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)))
+	if (msg_expired(m, b->now_ms) || !auth_may_read(s, msg_topic(m)) ||
+	    !source_may(b, scan->at, m))
 		return true;
 	r.p = msg_publish(m, b->now_ms);
 	r.expires_ms = m->expires_ms;

@@ -208,7 +208,13 @@ make_folder(const struct service *s, const char *file)
 void
 service_make_folders(const struct service *s, const struct config *c)
 {
+	char inside[PATH_MAX];
+
 	make_folder(s, c->pid_file);
+	if (c->persistence && c->persistence_location &&
+	    (size_t)snprintf(inside, sizeof inside, "%s/.",
+	    c->persistence_location) < sizeof inside)
+		make_folder(s, inside);
 	if (c->log.dests & LOG_D_FILE)
 		make_folder(s, c->log_file);
 }

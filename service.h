@@ -32,8 +32,8 @@ bool service_init(struct service *s, const struct config *c);
 const char *service_user(const struct service *s, char *out, size_t size);
 const char *service_user_name(uid_t uid, char *out, size_t size);
 
-/* Makes the folders of log and pid file that are missing, for that user. Where
- * it is not possible, whoever opens the file tells. */
+/* Makes the folders of log, pid file and journal that are missing, for that
+ * user. Where it is not possible, whoever opens the file tells. */
 void service_make_folders(const struct service *s, const struct config *c);
 
 /* While on, files are opened and made as the later user would. For root only;

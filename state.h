@@ -122,6 +122,7 @@ struct persist {
 	uint64_t told;          /* those who wait have heard of this one */
 	uint64_t mark;          /* the same, before the packet at hand */
 	uint32_t last_session, last_msg;        /* numbers given */
+	int64_t failed_ms;      /* since when the disk fails, 0: it does not */
 	uint32_t changes;       /* since the last one that was not lazy */
 	int64_t wall_floor;     /* s since 1970: the newest time in it */
 	int fd;                 /* of the store, in the poll set */

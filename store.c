@@ -99,7 +99,7 @@
 #define BATCH (1u << 20)        /* synced at once, or one long group */
 #define WRITE_MAX (1u << 18)    /* written per turn */
 #define FILL (1u << 18)         /* zeros between two syncs of the helper */
-#define SPARES_MAX 4
+#define SPARES_MAX 8
 #define DAMAGED_MAX 8
 #define WRITE_PARTS 18
 #define RETRY_MIN_MS 1000       /* doubles; the first time at once */
@@ -1144,7 +1144,7 @@ helper_take(struct helper *h, uint32_t no, char path[PATH])
 static int
 helper_fill(struct helper *h, int fd)
 {
-	static const uint8_t zeros[FILL];
+	static uint8_t zeros[FILL];     /* const ones would be in the file */
 	uint64_t size = h->c->segment_size, at;
 	struct stat sb;
 	size_t n;
@@ -1656,8 +1656,9 @@ compact_failed(struct store *st, int64_t now_ms, int err)
 static bool
 compact_due(const struct store *st)
 {
-	if (!st->c.dump || compacting(st) || st->child > 0 || st->closing ||
-	    st->state == STORE_FAILED || st->end != st->complete)
+	if (!st->c.dump || compacting(st) || st->child > 0 ||
+	    (st->closing && !st->orphan) || st->state == STORE_FAILED ||
+	    st->end != st->complete)
 		return false;
 	return st->compact_wanted || st->journal_size > st->snapshot_size +
 	    3 * (uint64_t)st->c.segment_size;
@@ -2274,7 +2275,7 @@ init(struct store *st, const struct store_config *c)
 	    .seg = { .fd = -1 }, .next = { .fd = -1 }, .dump_fd = -1,
 	    .lazy_due_ms = STORE_NEVER, .sync_after_ms = INT64_MIN };
 	if (c->segment_size == 0)
-		st->c.segment_size = 4u << 20;
+		st->c.segment_size = 1u << 20;
 	else if (c->segment_size < 4096)
 		st->c.segment_size = 4096;
 	if (c->pending_max == 0)
@@ -2314,39 +2315,48 @@ store_open(struct store *st, const struct store_config *c,
 	else
 		good = recover(st, &rc);
 	free(rc.l.e);
-	if (good)
-		first_segment(st);
-	else
+	if (!good) {
 		fini(st);
-	return good;
+		return false;
+	}
+	first_segment(st);
+	/* The link says where the damaged file ends: it is told once. */
+	st->forced = rc.pl.report->damage;
+	return true;
 }
 
+/* The clock that the caller had is not known here: what was to wait for a time
+ * does not wait, and then each look takes 50 ms. */
 bool
 store_close(struct store *st)
 {
 	struct pollfd p = { .events = POLLIN };
 	bool tried = false, good;
+	int64_t now_ms = 0;
 
 	st->closing = true;
-	while (st->durable < st->complete) {
+	st->child_due_ms = st->compact_after_ms = 0;
+	while (store_durable(st) < st->complete || st->forced) {
 		if (st->state == STORE_FAILED && !st->preparing) {
 			if (tried)
 				break;
 			tried = true;
 			st->retry_ms = 0;
 		}
-		store_commit(st, 0);
+		store_commit(st, now_ms += CHILD_LOOK_MS);
+		if (st->compact_after_ms > 0)
+			break;
 		p.fd = st->helper_fd;
-		if (st->state != STORE_WRITING && p.fd >= 0 &&
-		    (st->state == STORE_SYNCING || st->preparing))
-			poll(&p, 1, -1);
+		if (st->state != STORE_WRITING)
+			poll(&p, 1, store_due(st) <= now_ms ? 0 :
+			    CHILD_LOOK_MS);
 		store_event(st);
 	}
-	good = st->durable == st->complete && !st->orphan;
+	good = store_durable(st) == st->complete;
 	if (!good)
 		log_error("Error: Journal %s/%s: the last changes could not be "
-		    "written: %s.", st->c.dir, st->c.name,
-		    strerror(st->error));
+		    "written: %s.", st->c.dir, st->c.name, st->error ?
+		    strerror(st->error) : "there is no snapshot yet");
 	fini(st);
 	return good;
 }

@@ -48,7 +48,7 @@ struct store_config {
 	const char *dir;        /* made if missing, mode 0700 */
 	const char *name;       /* files are called NAME.something */
 	uint32_t segment_size;  /* bytes preallocated per journal file;
-	                         * 0: 4 MiB; at least 4096 */
+	                         * 0: 1 MiB; at least 4096 */
 	size_t pending_max;     /* bytes that may wait for the disk; 0: 16 MiB;
 	                         * one record alone may be longer */
 	int64_t sync_interval_ms;       /* least time between two syncs */
@@ -62,7 +62,7 @@ struct store_report {
 	uint64_t records;       /* delivered */
 	uint64_t bytes;         /* of them in the files */
 	uint32_t files;
-	const char *damage;     /* what is wrong in plain words; NULL: nothing */
+	const char *damage;     /* what is wrong, in words; NULL: nothing */
 	char file[256];         /* the file it is in, without the directory */
 	uint64_t offset;        /* of the first byte that could not be used */
 	uint64_t cut;           /* bytes from there on */
@@ -149,8 +149,9 @@ struct store {
  * cannot be read or locked, a file under one of our names is not ours, fn
  * returned false or there is no memory: one line has said so, with the next
  * step; nothing is held.
- * Forks the helper first: call it after becoming a daemon, and early, since
- * the helper keeps the memory that the process had then. */
+ * Forks the helper first: call it after becoming a daemon and changing the
+ * user, and early, since the helper keeps the memory that the process had
+ * then. SIGCHLD must not be ignored. */
 bool store_open(struct store *st, const struct store_config *c,
     store_record_fn *fn, void *arg, struct store_report *report);
 
@@ -188,9 +189,9 @@ uint64_t store_position(const struct store *st);
 uint64_t store_end_position(const struct store *st);
 uint64_t store_durable(const struct store *st);
 
-/* Once per turn, with no group open (so is store_event): writes what is pending, a bounded number
- * of bytes, and has it synced; prepares and changes segments; starts and ends
- * compaction; tries again after trouble. Never waits. */
+/* Once per turn, with no group open (as store_event): writes what is pending,
+ * a bounded number of bytes, and has it synced; prepares and changes segments;
+ * starts and ends compaction; tries again after trouble. Never waits. */
 void store_commit(struct store *st, int64_t now_ms);
 
 /* When store_commit has something to do by itself, in the clock of now_ms:

@@ -1,4 +1,5 @@
 #include "tls.h"
+#include "hash.h"
 #include "log.h"
 #include "mem.h"
 
@@ -53,6 +54,10 @@
 
 /* After so long in its lane a handshake counts as stalled, whatever comes. */
 #define LANE_MS 5000
+
+/* While handshakes have to give way, and this long after, who came last goes
+ * first: of a crowd that only wants to fill the queue most came before. */
+#define CROWDED_MS 5000
 
 /* How often certificate files are looked at. */
 #define LOOK_MS 10000
@@ -1339,6 +1344,12 @@ most_stalled(const struct tls_pool *p)
 	return k;
 }
 
+static struct shake *
+newest(const struct shakes *list)
+{
+	return HASH_OBJECT(list->last, struct shake, next);
+}
+
 void *
 tls_next(struct tls_pool *p, int64_t now_ms)
 {
@@ -1349,11 +1360,13 @@ tls_next(struct tls_pool *p, int64_t now_ms)
 	if (!p->starting.first || !seeded(p))
 		return NULL;            /* tls_wait_ms asks again */
 	if (p->n_lanes < p->lanes_max)
-		return p->starting.first->owner;
+		return now_ms < p->crowded_ms ? newest(&p->starting)->owner :
+		    p->starting.first->owner;
 	k = most_stalled(p);
 	if (!k || now_ms - k->lane->heard_ms < STALLED_MS)
 		return NULL;
 	k->gives_way = true;
+	p->crowded_ms = now_ms + CROWDED_MS;
 	return k->owner;
 }
 

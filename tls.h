@@ -49,6 +49,7 @@ struct tls_pool {
 	br_poly1305_run poly;
 	int keylog;                     /* descriptor, -1: none */
 	bool aes_first;
+	int64_t crowded_ms;             /* until then the newest goes first */
 	bool seeded;                    /* the kernel's randomness is ready */
 	bool clock_told;                /* that the clock is wrong */
 	int64_t clock_floor;            /* s since 1970: it is later than this */

@@ -617,10 +617,69 @@ drop_lapse(struct topics *t, struct node *n)
 	n->lapse = NULL;
 }
 
+static uint32_t
+source_hash(const struct node *n)
+{
+	return hash_bytes(&n, sizeof n, 0);
+}
+
+const struct source *
+topic_source(const struct topics *t, const struct node *n)
+{
+	struct hash_link *l;
+
+	if (t->sources.n == 0)
+		return NULL;
+	for (l = hash_first(&t->sources, source_hash(n)); l; l = hash_next(l)) {
+		struct source *s = HASH_OBJECT(l, struct source, link);
+
+		if (s->node == n)
+			return s;
+	}
+	return NULL;
+}
+
+static void
+drop_source(struct topics *t, const struct node *n)
+{
+	struct source *s = (struct source *)(uintptr_t)topic_source(t, n);
+
+	if (!s)
+		return;
+	hash_remove(&t->sources, &s->link);
+	mem_free(s, sizeof *s + s->user_len + s->id_len);
+}
+
+bool
+topic_note_source(struct topics *t, struct mqtt_str topic, uint8_t guard,
+    struct mqtt_str user, struct mqtt_str id)
+{
+	size_t size = sizeof(struct source) + user.len + id.len;
+	const struct node *n = find(&t->topics, topic);
+	struct source *s = mem_alloc(size);
+
+	if (!s)
+		return false;
+	if (!hash_put(&t->sources, &s->link, source_hash(n))) {
+		mem_free(s, size);
+		return false;
+	}
+	s->node = n;
+	s->guard = guard;
+	s->has_user = user.p != NULL;
+	s->user_len = (uint16_t)user.len;
+	s->id_len = (uint16_t)id.len;
+	if (user.len)
+		memcpy(s->names, user.p, user.len);
+	memcpy(s->names + user.len, id.p, id.len);
+	return true;
+}
+
 static void
 drop_retained(struct topics *t, struct node *n)
 {
 	drop_lapse(t, n);
+	drop_source(t, n);
 	msg_unref(n->retained);
 	n->retained = NULL;
 	t->n_retained--;
@@ -648,12 +707,19 @@ topic_retain(struct topics *t, struct mqtt_str topic, struct msg *m)
 	}
 	if (!n->retained)
 		t->n_retained++;
+	drop_source(t, n);
 	msg_ref(m);
 	msg_unref(n->retained);
 	n->retained = m;
 	if (m->expires_ms == MSG_NEVER)
 		drop_lapse(t, n);
 	return true;
+}
+
+const struct node *
+topic_find(const struct topics *t, struct mqtt_str topic)
+{
+	return find(&t->topics, topic);
 }
 
 struct msg *
@@ -851,4 +917,5 @@ topics_fini(struct topics *t)
 	hash_fini(&t->topics.nodes);
 	hash_fini(&t->subs);
 	hash_fini(&t->groups);
+	hash_fini(&t->sources);
 }

@@ -84,12 +84,23 @@ struct match {
 	                                 * for each subscription */
 };
 
+/* Who published a retained message; kept only where that may matter later. */
+struct source {
+	struct hash_link link;
+	const struct node *node;
+	uint8_t guard;                  /* place of its listener's guard */
+	bool has_user;
+	uint16_t user_len, id_len;
+	uint8_t names[];                /* user name, client identifier */
+};
+
 #define TOPIC_CACHE 4096                /* slots, two per set */
 
 struct topics {
 	struct tree filters, topics;
 	struct hash subs;               /* by session and node or group */
 	struct hash groups;             /* by node and name */
+	struct hash sources;            /* by node */
 	struct timers *timers;
 	uint32_t timer_kind;            /* of a retained message's expiry */
 	uint64_t generation;            /* changes with every subscription */
@@ -154,6 +165,18 @@ void topic_forget_marks(struct topics *t);
 /* Keeps a reference to m as the topic's retained message; NULL removes.
  * false: no memory, the old one stays. */
 bool topic_retain(struct topics *t, struct mqtt_str topic, struct msg *m);
+
+/* Notes who published the topic's retained message, which is there; user.p NULL:
+ * without a name. It is forgotten with that message. false: no memory. */
+bool topic_note_source(struct topics *t, struct mqtt_str topic, uint8_t guard,
+    struct mqtt_str user, struct mqtt_str id);
+
+/* NULL: it was not noted. */
+const struct source *topic_source(const struct topics *t,
+    const struct node *n);
+
+/* The topic's node, NULL if there is none. */
+const struct node *topic_find(const struct topics *t, struct mqtt_str topic);
 
 /* The topic's retained message, NULL if none. Not a new reference. */
 struct msg *topic_retained(struct topics *t, struct mqtt_str topic);

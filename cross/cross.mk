@@ -4,18 +4,19 @@
 # musl and BearSSL are compiled from source by the same compiler, so no library
 # of the target is needed, and the result is one static file without names of
 # places, people or times in it: the same sources and the same compiler give the
-# same bytes. It is a static PIE: its addresses differ with each start.
+# same bytes. TARGET.mk gives: T, the prefix of the tools; CPU, what to compile
+# for; PIE and PIE_LINK, if its addresses are to differ with each start; SMALL,
+# what makes code smaller and somewhat slower; SIZE_MAX, how large it may get.
 
 include cross/$(TARGET).mk
 
 O = build/$(TARGET)
 BEARSSL = build/src/bearssl
 MUSL = build/src/musl
-SIZE_MAX = 280000
 
 CC = $(T)-gcc
 SYS = $(O)/sys
-COMMON = -std=c11 $(CPU) -fPIE -ffunction-sections -fdata-sections \
+COMMON = -std=c11 $(CPU) $(PIE) -ffunction-sections -fdata-sections \
 	-fno-asynchronous-unwind-tables -fno-unwind-tables \
 	-nostdinc -isystem $(SYS)/include \
 	-isystem $(shell $(CC) -print-file-name=include)
@@ -23,13 +24,20 @@ WARN = -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wwrite-strings -Wvla
 OPT = -Os
 MIDGE_CFLAGS = $(OPT) -g $(COMMON) -D_GNU_SOURCE $(WARN) \
-	-fstack-protector-strong -I$(BEARSSL)/inc \
+	-fstack-protector-strong -isystem $(BEARSSL)/inc \
 	-ffile-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(BEARSSL)=bearssl
 BEARSSL_CFLAGS = -Os $(COMMON) -I$(BEARSSL)/inc -I$(BEARSSL)/src
-# -pie by hand: gcc 12 mistakes -static-pie on 32-bit ARM. No relro, as nothing
-# would apply it in a static program, and the page that it pads is 64 KiB.
-LDFLAGS = -static -nostdlib -nostartfiles $(LINK) -Wl,-pie,--no-dynamic-linker \
-	-Wl,-z,text,-z,norelro,-z,noexecstack,--gc-sections,--build-id=none
+# No relro, as nothing would apply it in a static program, and the page that it
+# pads is 64 KiB.
+LDFLAGS = -static -nostdlib -nostartfiles $(LINK) $(PIE_LINK) \
+	-Wl,-z,norelro,-z,noexecstack,--gc-sections,--build-id=none
+
+# What is busy when many messages pass, or in a handshake, is compiled for speed;
+# all else with SMALL.
+FAST = $(patsubst %,$(O)/%.o,conn hash mem mqtt msg route send session timer \
+	topic watch)
+BEARSSL_SMALL = $(O)/bearssl/x509/% $(O)/bearssl/ssl/% $(O)/bearssl/codec/pem%
+MUSL_FAST = obj/src/malloc/%.o obj/src/string/%.o
 
 SRC := $(sort $(wildcard *.c))
 OBJ = $(SRC:%.c=$(O)/%.o)
@@ -52,13 +60,14 @@ $(O)/midge: $(O)/midge.full
 	@mv $@.new $@
 
 $(O)/midge.full: $(OBJ) $(O)/libbearssl.a $(SYS)/lib/libc.a
-	@echo "$(CC) $@"; $(CC) $(LDFLAGS) -L$(SYS)/lib -o $@ $(SYS)/lib/rcrt1.o $(SYS)/lib/crti.o \
+	@echo "$(CC) $@"; $(CC) $(LDFLAGS) -L$(SYS)/lib -o $@ $(SYS)/lib/$(if $(PIE_LINK),rcrt1,crt1).o $(SYS)/lib/crti.o \
 		$(OBJ) $(O)/libbearssl.a \
 		-Wl,--start-group -lc -lgcc -Wl,--end-group $(SYS)/lib/crtn.o
 
 $(O)/%.o: %.c cross/cross.mk cross/$(TARGET).mk $(SYS)/lib/libc.a
 	@mkdir -p $(@D)
-	@echo "$(CC) $<"; $(CC) $(MIDGE_CFLAGS) -MMD -c -o $@ $<
+	@echo "$(CC) $<"; $(CC) $(MIDGE_CFLAGS) \
+		$(if $(filter $(FAST),$@),,$(SMALL)) -MMD -c -o $@ $<
 
 $(O)/libbearssl.a: $(BEARSSL_OBJ)
 	@rm -f $@
@@ -66,17 +75,19 @@ $(O)/libbearssl.a: $(BEARSSL_OBJ)
 
 $(O)/bearssl/%.o: $(BEARSSL)/src/%.c $(SYS)/lib/libc.a
 	@mkdir -p $(@D)
-	@$(CC) $(BEARSSL_CFLAGS) -c -o $@ $<
+	@$(CC) $(BEARSSL_CFLAGS) $(if $(filter $(BEARSSL_SMALL),$@),$(SMALL)) -c -o $@ $<
 
 # musl's makefile takes its tools from CROSS_COMPILE; its specs file and its
 # wrapper are not needed, as the link line above names every file.
 $(SYS)/lib/libc.a:
 	@mkdir -p $(O)/musl
 	@echo "musl for $(TARGET)"
-	@cd $(O)/musl && CROSS_COMPILE=$(T)- CC=$(T)-gcc CFLAGS="$(CPU) -fPIE" \
+	@cd $(O)/musl && CROSS_COMPILE=$(T)- CC=$(T)-gcc CFLAGS="$(CPU) $(PIE)" \
 		$(abspath $(MUSL))/configure --target=$(T:gnu%=musl%) \
 		--prefix=$(abspath $(SYS)) --disable-shared \
 		--enable-optimize=size --enable-wrapper=no >configure.log
+	@echo 'CFLAGS_ALL += $(SMALL)' >>$(O)/musl/config.mak
+	@echo '$(MUSL_FAST): CFLAGS_ALL += $(CPU)' >>$(O)/musl/config.mak
 	@$(MAKE) -s -C $(O)/musl install-libs install-headers \
 		>$(O)/musl/make.log 2>&1 || { tail $(O)/musl/make.log; exit 1; }
 	@touch $@

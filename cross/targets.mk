@@ -9,7 +9,7 @@ CROSS = $(MAKE) -s -f cross/cross.mk BEARSSL=$(BEARSSL) MUSL=$(MUSL)
 # build/x86_64/midge. TARGET= names those that you want.
 cross: $(TARGET:%=cross-%)
 cross-%: cross-sources
-	@$(CROSS) TARGET=$*
+	+@$(CROSS) TARGET=$*
 
 cross-sources:
 	@[ -e $(BEARSSL) ] && [ -e $(MUSL) ] || cross/sources build/src

@@ -50,7 +50,11 @@ for n in eth0 usb0; do [ ! -e /sys/class/net/$n ] || ifconfig $n 10.0.2.15 netma
 """
 
 INITTAB = """::sysinit:/etc/init.d/rcS
-ttyAMA0::respawn:/bin/sh
+ttyAMA0::respawn:/bin/sh /etc/console
+"""
+
+# A shell that edits lines asks the terminal where its cursor is, and takes what is typed for the answer.
+CONSOLE = """while read -r line; do eval "$line"; done
 """
 
 
@@ -149,6 +153,7 @@ class Pi:
             root.folder(name)
         root.link("var/run", "/run")
         root.file("etc/inittab", INITTAB)
+        root.file("etc/console", CONSOLE)
         root.file("etc/init.d/rcS", RC_S.replace("{disk}", self.model.disk), 0o755)
         root.file("etc/passwd", "root:x:0:0::/:/bin/sh\nmidge:x:88:88::/var/lib/midge:/bin/false\n")
         root.file("etc/group", "root:x:0:\nmidge:x:88:\n")

@@ -26,7 +26,6 @@ check_listener(const struct config_listener *l)
 	assert(l->versions && (l->versions & ~0x38u) == 0);
 	assert(!l->mount_point || !strpbrk(l->mount_point, "+#"));
 	assert(!l->interface || strlen(l->interface) < 16);
-	assert(!l->auto_id_prefix || strlen(l->auto_id_prefix) <= 50);
 }
 
 static void

@@ -119,6 +119,7 @@ run(const char *dir, uint32_t n, unsigned seed)
 	}
 	printf("trouble %d\n", store_failed(&r.st));
 	printf("closed %d\n", store_close(&r.st));
+	log_close();
 	return 0;
 }
 

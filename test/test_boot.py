@@ -91,7 +91,9 @@ class Machine:
 
     def status(self, field):
         text = self.pi.run(f"grep {field} /proc/$(cat /run/midge.pid)/status")
-        return int(re.search(r"(\d+) kB", text).group(1))
+        found = re.search(r"(\d+) kB", text)
+        assert found, f"{text}\n{self.pi.console()}"
+        return int(found.group(1))
 
     def report(self, what, value):
         with open(REPORT, "a") as f:
@@ -141,23 +143,6 @@ def test_service(machine):
     assert "midge started" in run("/etc/init.d/S50midge restart")
     assert run("cat /run/midge.pid") != before
     exchange(machine.pi.ports[0])
-
-
-def test_year_2038(machine):
-    """When 32-bit time ends it goes on: the log has the right time, messages arrive, before and after a restart."""
-    run = machine.pi.run
-    before = run("date +%s").strip()
-    # BusyBox of the first Pis cannot set a later time than this itself.
-    run(f"date -s @{2**31 - 8}")
-
-    def stamp():
-        exchange(machine.pi.ports[0])
-        return int(run("tail -n 1 /var/log/midge/midge.log").partition(":")[0])
-    assert 2**31 - 8 <= stamp()
-    wait_for(lambda: stamp() >= 2**31, "end of 32-bit time", 60)
-    run("/etc/init.d/S50midge restart")
-    assert 2**31 <= stamp() < 2**31 + 3600
-    run(f"date -s @{before}; /etc/init.d/S50midge restart")
 
 
 def test_figures(machine):
@@ -236,3 +221,24 @@ def every_acknowledged_message(machine, acknowledged):
         found.add(int(night.expect_publish("night/x").payload))
     night.close()
     machine.report("found after it", len(acknowledged & found))
+
+
+def test_year_2038(machine):
+    """When 32-bit time ends it goes on: the log has the right time, messages arrive, and it can be started.
+
+    The last test, as BusyBox of the first Pis has 32-bit time and stumbles over files of then."""
+    run = machine.pi.run
+    run(f"date -s @{2**31 - 8}")
+
+    def stamp(log="/var/log/midge/midge.log"):
+        return int("0" + run(f"tail -n 1 {log}").partition(":")[0])
+    exchange(machine.pi.ports[0])
+    assert 2**31 - 8 <= stamp()
+
+    def later():
+        exchange(machine.pi.ports[0])
+        return stamp() >= 2**31
+    wait_for(later, "end of 32-bit time", 60)
+    run("(midge -p 1884 2>/run/second &)")
+    wait_for(lambda: "running" in run("cat /run/second"), "second broker", 60)
+    assert 2**31 <= stamp("/run/second") < 2**31 + 3600

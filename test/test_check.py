@@ -59,6 +59,16 @@ def test_everything_at_once(check):
     assert out.splitlines()[-1] == "Errors: 5, warnings: 2. The broker would not start."
 
 
+def test_faults_of_what_belongs_together(check):
+    """Options that need others are told too, once each, and what comes behind them."""
+    code, out = check("per_listener_settings true\nplugin_load rules mosquitto_acl_file.so\nlistener {port}\n"
+                      "nonsense 1\ncafile /x\n")
+    assert code == 3
+    assert out.count("needs a line plugin_opt_acl_file") == 1
+    for text in ("midge.conf:3.", "nonsense", "plugin_use rules", "certfile and keyfile are missing", "may connect"):
+        assert text in out, out
+
+
 def taken(broker):
     s = socket.create_server(("127.0.0.1", broker.ports["port"]))
     broker.holder = s
@@ -77,10 +87,12 @@ def taken(broker):
     (BASE + "memory_limit 1000000\n", None, 1, r"'max_packet_size 125000' leaves room"),
     (BASE + "max_queued_messages 0\n", None, 1, r"Nothing limits what waits"),
     (BASE + "max_connections 2000000000\n", None, 1, r"'LimitNOFILE=2000000100'"),
+    (BASE + "persistence true\npersistence_location {dir}/none\n", None, 1, r"'install -d -o \w+ .*/none' makes it"),
+    (BASE + "persistence true\npersistence_location {dir}/midge.conf\n", None, 3, r"midge.conf is not a folder"),
     (BASE + "log_dest file {dir}\n", None, 1, r"is a folder; it must be a file"),
     (BASE + "log_dest file {dir}/none/a/log\n", None, 1, r"'install -d -o \w+ .*/none/a' makes it"),
 ], ids=["ignored", "unknown", "port-taken", "port-twice", "socket-twice", "no-socket", "socket-folder", "nobody",
-        "mount-point", "packets", "queues", "descriptors", "log-folder", "log-nowhere"])
+        "mount-point", "packets", "queues", "descriptors", "store-missing", "store-file", "log-folder", "log-nowhere"])
 def test_each(check, config, prepare, code, text):
     got, out = check(config, prepare)
     if prepare is taken:
@@ -90,18 +102,30 @@ def test_each(check, config, prepare, code, text):
     assert out.splitlines()[-1].endswith("The broker would start." if code == 1 else "The broker would not start.")
 
 
+def secret(name):
+    def prepare(broker):
+        with open(broker.path(name), "w") as f:
+            os.fchmod(f.fileno(), 0o600)
+    return prepare
+
+
 @root
 @pytest.mark.parametrize("lines, prepare, text", [
     ("user nobody\n", lambda b: os.chmod(b.conf, 0o600),
-     r"cannot be read by user nobody \(owner root, group root, mode 0600\), so a reload would fail\. 'chgrp nobody "),
+     r"cannot be read by user nobody \(owner root, group root, mode 0600\), so SIGHUP would fail\. 'chgrp nobody "),
+    ("user nobody\npassword_file {dir}/users\nper_listener_settings false\n", secret("users"),
+     r"/users cannot be read by user nobody \(owner root, group root, mode 0600\), so SIGHUP would fail"),
+    ("user nobody\nacl_file {dir}/rules\n", secret("rules"), r"/rules cannot be read by user nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: open(b.path("log"), "w").close(),
      r"log_dest file \S+ cannot be written by user nobody \(owner root, .*'chown nobody "),
+    ("user nobody\npersistence true\npersistence_location {dir}\n", lambda b: os.chmod(b.dir, 0o755),
+     r"Error: User nobody cannot write in persistence_location \S+ \(owner root, .*'chown nobody "),
     ("user nobody\nlog_dest file {dir}/log\n", lambda b: os.chmod(b.dir, 0o755),
      r"log_dest file \S+ cannot be made by user nobody in "),
-], ids=["config", "log", "folder"])
+], ids=["config", "passwords", "rules", "log", "store", "folder"])
 def test_files_after_the_rights_are_given_up(check, lines, prepare, text):
     code, out = check(BASE + lines, prepare)
-    assert code == 1
+    assert code == (3 if "Error" in text else 1)
     assert re.search(text, out), out
 
 

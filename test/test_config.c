@@ -355,6 +355,7 @@ TEST(truth_values)
 		{ "allow_anonymous", &c.security.allow_anonymous },
 		{ "allow_zero_length_clientid",
 		    &c.security.allow_zero_length_clientid },
+		{ "check_retain_source", &c.check_retain_source },
 		{ "connection_messages", &c.connection_messages },
 		{ "log_timestamp", &c.log.timestamps },
 		{ "queue_qos0_messages", &c.queue_qos0_messages },
@@ -757,8 +758,7 @@ TEST(options_without_effect)
 /* What would make the broker less safe than asked for is never left out. */
 TEST(options_refused)
 {
-	static const char *const options[] = { "persistence", "plugin",
-	    "connection", "psk_file", "psk_hint", "tls_engine",
+	static const char *const options[] = { "plugin", "connection", "psk_file", "psk_hint", "tls_engine",
 	    "tls_engine_kpass_sha1", "enable_proxy_protocol",
 	    "proxy_protocol_v2_require_tls", "websockets_origin",
 	    "tls_keyform" };

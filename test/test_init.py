@@ -120,7 +120,7 @@ def test_reload(service):
 def test_after_a_crash(service):
     """A process that was killed leaves its number behind; that neither counts as running nor hinders a start."""
     service("start")
-    service.machine.run(f"kill -9 {service.pid()}")
+    service.machine.run(f"kill -9 {service.pid()}; while [ -e /proc/{service.pid()} ]; do :; done")
     assert re.search("ended without being stopped", service("status", 1))
     service("start")
     serves(service)

@@ -313,8 +313,8 @@ def test_main_file_of_debian(new_broker, connect):
 
 pid_file {dir}/run/mosquitto.pid
 
-#persistence true
-#persistence_location {dir}/lib/
+persistence true
+persistence_location {dir}/lib/
 
 log_dest file {dir}/log/mosquitto.log
 
@@ -326,6 +326,7 @@ include_dir {dir}/conf.d
     wait_for(lambda: "running" in open(broker.path("log/mosquitto.log")).read(), "line in the log file")
     connect(broker=broker).ping()
     assert open(broker.path("run/mosquitto.pid")).read() == str(broker.pid)
+    assert os.listdir(broker.path("lib"))
 
 
 # Who may connect, in words
@@ -346,3 +347,13 @@ def test_who_may_connect(new_broker, config, text):
     line = broker.wait_log("^[0-9]+: " + re.escape(text)).string
     assert re.search(r"listener 1883|password_file FILE", line)
     assert broker.log().count("may connect, ") == 1
+
+
+def test_plugin_of_sqlite(new_broker, connect):
+    """Mosquitto 2.1's lines for its database turn our journal on, with a warning each."""
+    broker = new_broker("user root", "plugin /usr/lib/mosquitto_persist_sqlite.so", "plugin_opt_sync normal",
+                        "persistence_location {dir}")
+    broker.wait_log("Warning: midge keeps a journal of its own")
+    broker.wait_log("Warning: plugin_opt_sync has no effect")
+    connect(broker=broker).ping()
+    assert os.path.exists(broker.path("midge.lock"))

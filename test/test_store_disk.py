@@ -20,9 +20,13 @@ STATES = int(os.environ.get("STORE_STATES", "300"))
 SEED = int(os.environ.get("STORE_SEED", "0")) or random.randrange(1, 1 << 30)
 
 
+# In memory where there is such a place: thousands of syncs need no disk to be slow.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 @pytest.fixture
 def place():
-    with tempfile.TemporaryDirectory(prefix="midge-store-") as path:
+    with tempfile.TemporaryDirectory(prefix="midge-store-", dir=MEMORY) as path:
         yield path
 
 
@@ -30,6 +34,7 @@ def run(path, n, seed=1, **env):
     """storetool run: what it found, what it acknowledged last, its output and errors."""
     done = subprocess.run([TOOL, "run", path, str(n), str(seed)], capture_output=True, text=True,
                           timeout=50, env={**os.environ, **env})
+    assert "Sanitizer" not in done.stderr, done.stderr
     acked = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("acked")]
     return acked[-1] if acked else 0, done
 
@@ -291,3 +296,49 @@ def test_a_slow_sync_stops_nothing(place):
         tool.kill()
         tool.wait()
         tool.stdout.close()
+
+
+# ---- processes ----
+
+def test_killed_again_and_again(place):
+    """kill -9 at any moment: the next one finds all that was acknowledged."""
+    path = os.path.join(place, "journal")
+    rng = random.Random(SEED)
+    acked = 0
+    for k in range(30):
+        tool = subprocess.Popen([TOOL, "run", path, "1000", str(k)], stdout=subprocess.PIPE, text=True)
+        found = tool.stdout.readline().split()
+        for _ in range(rng.randint(0, 40)):
+            acked = int(tool.stdout.readline().split()[1])
+        tool.kill()
+        for line in tool.stdout:
+            acked = int(line.split()[1]) if line.startswith("acked") and line.endswith("\n") else acked
+        tool.wait()
+        tool.stdout.close()
+        assert found[0] == "found" and found[2] == "0", f"seed {SEED}, run {k}"
+        assert_recovered(check([path])[0], acked, what=f"seed {SEED}, run {k}")
+    names = os.listdir(path)
+    assert len(names) < 30 and not [name for name in names if "damaged" in name], names
+
+
+def test_two_at_once(place):
+    path = os.path.join(place, "journal")
+    first = subprocess.Popen([TOOL, "run", path, "100000", "1"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline().startswith("found")
+        acked, done = run(path, 1)
+        assert done.returncode == 2
+        assert f"in use by process {first.pid} (storetool)" in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    acked, done = run(path, 1)
+    assert done.returncode == 0, done.stderr
+
+
+def test_trouble_is_told_once_and_its_end_too(place):
+    acked, done = run(os.path.join(place, "journal"), 60, FAULTS_FAIL=f"pwritev:4:9:{errno.ENOSPC}")
+    lines = done.stderr.splitlines()
+    assert sum("writing failed: No space left on device" in line for line in lines) == 1
+    assert sum("the disk works again" in line for line in lines) == 1

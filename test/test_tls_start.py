@@ -186,12 +186,12 @@ BROKEN = {
                                   r"Error: ciphers: none of 'ECDHE-RSA-AES128-GCM-SHA256' goes with the key \S+; names "
                                   r"that begin with ECDHE-ECDSA- do\."),
     "TLS 1.3": (line("tls_version tlsv1.3"), 3,
-                r"Error: Invalid tls_version value 'tlsv1\.3': midge has TLS 1\.2 and no 1\.3; clients that can do both "
-                r"agree on 1\.2 by themselves, so write tlsv1\.2 or leave the line out\."),
+                r"Error: Invalid tls_version value 'tlsv1\.3': midge has TLS 1\.2 and no 1\.3; clients that can do "
+                r"both agree on 1\.2 by themselves, so write tlsv1\.2 or leave the line out\."),
     "SSL 3": (line("tls_version sslv3"), 3, r"Error: Invalid tls_version value 'sslv3': it must be tlsv1\.2\."),
     "engine": (line("tls_engine pkcs11"), 3, "tls_engine"),
-    "key in an engine": (line("tls_keyform engine"), 3, r"Error: Invalid tls_keyform value 'engine': keys are read from "
-                         r"PEM files only\."),
+    "key in an engine": (line("tls_keyform engine"), 3, r"Error: Invalid tls_keyform value 'engine': keys are read "
+                         r"from PEM files only\."),
     "PSK": (line("psk_hint lab"), 3, "psk_hint"),
     "certfile twice": (line("certfile /other"), 3, "certfile"),
     "require_certificate maybe": (line("require_certificate maybe"), 3,
@@ -225,7 +225,7 @@ DOUBTFUL = {
     "expired": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(-30, -2))),
                 rf"Warning: The certificate \S+ has expired on {day(-2)}: clients will refuse it\. Make a new one and "
                 r"send SIGHUP\."),
-    "not yet valid": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(2, 30))),
+    "not yet valid": (lambda pki: listener(pki.ca.issue("localhost", extensions=SERVER, days=(2, 300))),
                       rf"Warning: The certificate \S+ is valid from {day(2)} on only: clients will refuse it until "
                       r"then, or the clock of this machine is wrong\."),
     "for clients": (lambda pki: listener(pki.ca.issue("localhost", extensions="extendedKeyUsage=clientAuth")),
@@ -244,7 +244,8 @@ DOUBTFUL = {
                 r"Warning: tls_version tlsv1\.1: midge speaks TLS 1\.2 and nothing older, at \S+:\d+\."),
     "names without certificates": (lambda pki: listener(pki.server(), "use_identity_as_username true"),
                                    r"Warning: Listener on port \d+: user names are to come from certificates, but "
-                                   r"without require_certificate true no client is asked for one, and all are refused\."),
+                                   r"without require_certificate true no client is asked for one, and all are "
+                                   r"refused\."),
     "TLS 1.3 ciphers": (lambda pki: listener(pki.server(), "ciphers_tls1.3 TLS_AES_128_GCM_SHA256"), "ciphers_tls1.3"),
     "dhparamfile": (lambda pki: listener(pki.server(), "dhparamfile /x"), "dhparamfile"),
 }

@@ -41,6 +41,7 @@ end(void)
 {
 	CHECK(topics.n_subs == 0 && topics.n_shared == 0);
 	CHECK(topics.subs.n == 0 && topics.groups.n == 0);
+	CHECK(topics.sources.n == 0);
 	CHECK(topics.filters.nodes.n == 0 && topics.topics.nodes.n == 0);
 	CHECK(topics.n_retained == 0);
 	CHECK(msg_count() == 0 && timers.owners == 0);
@@ -672,6 +673,43 @@ TEST(retained_messages_lapse)
 	CHECK(timer_next(&timers) == TIMER_NEVER && timers.owners == 0);
 	CHECK(retain("a/b", "6", 6000));
 	topic_lapse(&topics, timer_due(&timers, 7000));
+	end();
+}
+
+/* Who published it is known as long as the message is there. */
+TEST(sources_of_retained_messages)
+{
+	const struct node *a, *b;
+
+	begin();
+	CHECK(retain("a", "1", MSG_NEVER) && retain("b", "2", 5000));
+	a = topic_next_retained(&topics, NULL);
+	b = topic_next_retained(&topics, a);
+	CHECK(a && b && !topic_next_retained(&topics, b));
+	CHECK(!topic_source(&topics, a) && !topic_source(&topics, b));
+	if (a->name[0] == 'b') {
+		const struct node *n = a;
+
+		a = b;
+		b = n;
+	}
+	CHECK(topic_note_source(&topics, str("a"), 3, str("user"), str("id")));
+	CHECK(topic_note_source(&topics, str("b"), 0, (struct mqtt_str){ 0 },
+	    str("x")));
+	CHECK(topic_source(&topics, a)->guard == 3);
+	CHECK(topic_source(&topics, a)->has_user);
+	CHECK(memcmp(topic_source(&topics, a)->names, "userid", 6) == 0);
+	CHECK(!topic_source(&topics, b)->has_user);
+	/* Another message: nobody knows. */
+	CHECK(retain("a", "3", MSG_NEVER) && !topic_source(&topics, a));
+	CHECK(topic_source(&topics, b));
+	topic_lapse(&topics, timer_due(&timers, 6000));
+	CHECK(topics.sources.n == 0);
+	CHECK(retain("b", "4", MSG_NEVER));
+	CHECK(topic_note_source(&topics, str("b"), 0, str("u"), str("x")));
+	CHECK(retain("b", NULL, 0) && topics.sources.n == 0);
+	CHECK(topic_note_source(&topics, str("a"), 0, str("u"), str("x")));
+	CHECK(retain("a", NULL, 0) && topics.sources.n == 0);
 	end();
 }
 

@@ -16,8 +16,9 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import unittest
 
-from wire import command
+from wire import ROOT, command
 
 # One of our own certificates: for these names, as a test connects to them.
 SERVER = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -186,6 +187,10 @@ def mutual(pair, *lines, cafile=None, port="port"):
 
 ANYBODY = "allow_anonymous true\n"
 
+# For brokers that read their files again: started by root they would give up the rights that they need for
+# the files of a test.
+READS_AGAIN = ANYBODY + "user root\n"
+
 
 def trusting(authority, pair=None, ciphers="DEFAULT@SECLEVEL=0"):
     """A client's context, with its certificate if it has one. SECLEVEL=0 lets it show weak ones."""
@@ -239,6 +244,17 @@ def together(path, *pairs):
     return str(path)
 
 
-def runs_here():
-    """Whether the program under test runs by itself, so that a library can be put before its own."""
-    return len(command()) == 1
+def clock(pki, **settings):
+    """The environment of a broker whose clock is another one, see clock.c: at=, speed=. Skips the test
+    where nothing can be put before the program: it is static, or runs in an emulator."""
+    words = command()
+    with open(shutil.which(words[0]), "rb") as f:
+        if len(words) > 1 or b"/ld-" not in f.read(4096):
+            raise unittest.SkipTest("nothing can be put before this program")
+    library = os.path.join(pki.dir, "clock.so")
+    if not os.path.exists(library):
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, os.path.join(ROOT, "test", "clock.c")],
+                       check=True)
+    checks = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+    return {"LD_PRELOAD": library, "ASAN_OPTIONS": checks,
+            **{"CLOCK_" + name.upper(): str(value) for name, value in settings.items()}}
