@@ -643,9 +643,10 @@ def test_message_expiry(lasting, join, again):
     a.nothing()
 
 
-def test_session_expiry(lasting, join, again):
-    """The time without a broker counts for those who were away. Those who were connected have
-    all of theirs."""
+def test_session_expiry(lasting, join, again, request):
+    """The time without a broker counts for those who were away, and for those whom it has sent away
+    when it ended; those whom a kill has cut off have all of theirs."""
+    killed = request.node.callspec.params["again"] is not stop
     broker = lasting("persistent_client_expiration 2d")
     for name, seconds in ("short", 600), ("long", 100 * HOUR), ("forever", 0xFFFFFFFF):
         join(broker, name, properties={"session_expiry_interval": seconds}).disconnect()
@@ -654,10 +655,11 @@ def test_session_expiry(lasting, join, again):
     # That they have left is written with the next record that somebody waits for.
     connected.subscribe(("t", 1))
     restart_at(broker, again, HOUR)
-    for name, present in ("short", False), ("long", True), ("connected", True):
+    for name, present in ("short", False), ("long", True), ("connected", killed):
         join(broker, name, present=present).disconnect()
     join(broker, "forever", present=True).disconnect()
     join(broker, "old", V311, present=True).disconnect()
+    join(broker, "last")
     # The option sets a limit to those as well that wish for none.
     restart_at(broker, again, 3 * 24 * HOUR)
     join(broker, "forever", present=False)
