@@ -218,7 +218,7 @@ put_will(struct broker *b, const struct session *s)
 		return;
 	p = put32(p, s->no);
 	p = put32(p, w ? w->msg->no : 0);
-	p = put32(p, w ? seconds_left(b, s->will_ms) : 0);
+	p = put32(p, w ? seconds_left(b, w->due_ms) : 0);
 	p = put64(p, wall(b));
 	p = put32(p, w ? w->expiry : 0);
 	put8(p, w && w->has_expiry);
@@ -340,7 +340,7 @@ persist_queue(struct broker *b, struct session *s, struct delivery *d)
 {
 	if (s->no == 0 || d->qos == 0 || is_sys(msg_topic(d->msg)))
 		return;
-	d->no = ++s->last_delivery;
+	d->no = ++b->persist.last_delivery;
 	d->recorded = true;
 	refer_to(b, d->msg, STORE_NOW);
 	put_queue(b, s->no, d);
@@ -537,14 +537,14 @@ dump_session(struct broker *b, const struct session *s)
 		f.retain_as_published = sub->retain_as_published;
 		put_sub(b, s->no, &f, sub->id);
 	}
-	for (unsigned i = 0; i < s->n_received; i++)
-		put_id(b, GOT, s->no, s->received[i]);
+	for (unsigned i = 0; i < session_n_received(s); i++)
+		put_id(b, GOT, s->no, s->received->id[i]);
 	for (const struct delivery *d = s->out ? s->out->acked.first : NULL;
 	    d; d = d->next)
 		dump_delivery(b, s, d);
 	if (s->client)
 		return;
-	if (s->will && s->will_ms != TIMER_NEVER) {
+	if (s->will && s->will->due_ms != TIMER_NEVER) {
 		dump_msg(b, s->will->msg);
 		put_will(b, s);
 	}
@@ -868,10 +868,10 @@ read_will(struct replay *r, struct reader *in, struct session *s)
 	if (!w)
 		return false;
 	*w = (struct will){ .msg = msg_ref(m), .expiry = expiry,
+	    .due_ms = due(r, then, wait),
 	    .has_expiry = get(in, 1) };
 	m->recorded++;
 	s->will = w;
-	s->will_ms = due(r, then, wait);
 	return true;
 }
 
@@ -937,8 +937,8 @@ read_queue(struct replay *r, struct reader *in, struct session *s)
 	d->recorded = true;
 	if (m)
 		m->recorded++;
-	if (no > s->last_delivery)
-		s->last_delivery = no;
+	if (no > r->b->persist.last_delivery)
+		r->b->persist.last_delivery = no;
 	return true;
 }
 
@@ -1232,7 +1232,7 @@ import_client_message(void *arg, const struct mosqdb_client_message *m)
 			delivery_free(&r->b->topics, d);
 		return false;
 	}
-	d->no = ++s->last_delivery;
+	d->no = ++r->b->persist.last_delivery;
 	d->recorded = true;
 	if (d->msg && d->msg->recorded++ == 0)
 		d->msg->no = ++r->b->persist.last_msg;
