@@ -703,10 +703,6 @@ accept_connect(struct broker *b, struct client *c,
 		log_notice("Client %s negotiated TLSv1.2 cipher %s",
 		    client_id(c), tls_cipher(c->conn.tls));
 	log_will(k);
-	/* With a disk in trouble a session that is there goes on; nothing new
-	 * is promised. */
-	if (ack.session_present && persist_failed(b))
-		persist_mark(b);
 	send_connack(b, c, &ack);
 }
 
@@ -1735,10 +1731,13 @@ void
 client_disk_done(struct broker *b)
 {
 	uint64_t durable = store_durable(&b->persist.store);
+	bool failed = persist_failed(b);
 
-	if (!b->holders || durable == b->persist.told)
+	if (!b->holders || (durable == b->persist.told &&
+	    failed == b->persist.told_failed))
 		return;
 	b->persist.told = durable;
+	b->persist.told_failed = failed;
 	send_held(b);
 }
 

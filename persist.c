@@ -1419,7 +1419,14 @@ persist_commit(struct broker *b)
 int64_t
 persist_due(const struct broker *b)
 {
-	return b->persist.on ? store_due(&b->persist.store) : TIMER_NEVER;
+	int64_t due_ms, patience_ms = b->persist.failed_ms +
+	    PERSIST_PATIENCE_MS + 1;
+
+	if (!b->persist.on)
+		return TIMER_NEVER;
+	due_ms = store_due(&b->persist.store);
+	return b->persist.failed_ms && !persist_failed(b) &&
+	    patience_ms < due_ms ? patience_ms : due_ms;
 }
 
 void

@@ -121,7 +121,8 @@ struct persist {
 	bool group;             /* records belong together for now */
 	uint64_t pos;           /* after the last record that somebody waits
 	                         * for */
-	uint64_t told;          /* those who wait have heard of this one */
+	uint64_t told;          /* those who wait have heard of this one, */
+	bool told_failed;       /* and of trouble */
 	uint64_t mark;          /* the same, before the packet at hand */
 	uint32_t last_session, last_msg, last_delivery; /* numbers given */
 	struct imported *imported;      /* messages still to be handed on */
