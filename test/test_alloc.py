@@ -248,7 +248,7 @@ def large(version, secure=False):
         whole = publish(version, "t/big", b"z" * 300000)
         for part in whole[:1], whole[1:9], whole[9:70000], whole[70000:]:
             b.send(part)
-            stage.watcher.ping()
+            a.ping()
         for i in range(6):
             stage.publish(b, "big", i % 2, b"y" * 100000)
         for i in range(100):
