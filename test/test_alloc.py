@@ -93,12 +93,15 @@ class Stage:
         self.kept = False       # the keeper has its session
 
     def start(self):
+        self.resume()
+        self.keeper().disconnect()
+
+    def resume(self):
         self.broker.start()
         self.watcher = self.client(V5)
         self.clients.clear()    # those that check closes
         self.watcher.connect("watcher", username="amy", password="a", keepalive=0)
         self.watcher.subscribe("watch/#", qos=1)
-        self.keeper().disconnect()
 
     def keeper(self):
         """The subscriber that is away most of the time; its session must be there again."""
@@ -384,3 +387,39 @@ def test_allocations_of_a_scene(stage, name, forever):
         except (AssertionError, TimeoutError) as e:
             raise AssertionError(f"allocation {n} of {calls}: {e}\n{stage.broker.tail()}") from e
     assert hit > 0
+
+
+def begin(stage):
+    """Starts the broker: the exit code and the log if it ends, None if it runs; then it is stopped."""
+    broker = stage.broker
+    broker.spawn()
+    wait_for(lambda: broker.process.poll() is not None or re.search("version \\S+ running", broker.log()),
+             "start or end", 20)
+    if broker.process.poll() is not None:
+        return broker.wait(), broker.log()
+    calls = stage.control.disarm()
+    broker.stop()
+    stage.control.arm(0, 0)
+    return None, calls[0]
+
+
+def test_allocations_of_a_start(stage):
+    """The broker starts or says why not, and nothing that it had on the disk is gone."""
+    lasting(V5)(stage)
+    wills(stage)
+    stage.watcher.disconnect()
+    stage.broker.stop()
+    stage.control.arm(0, 0)
+    _, calls = begin(stage)
+    ended, wrong = 0, []
+    for n in chosen(calls, "start"):
+        stage.control.arm(n, n)
+        code, log = begin(stage)
+        ended += code is not None
+        if code not in (None, 1, 3, 13) or (code and "Error" not in log):
+            wrong.append(f"allocation {n} of {calls}: code {code}\n{log}")
+    assert not wrong, "\n".join(wrong)
+    assert ended > 0
+    stage.control.arm(0, 0)
+    stage.resume()
+    stage.check()
