@@ -428,9 +428,12 @@ open_listeners(struct broker *b)
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
-		for (int j = 0; j < n; j++)
-			if (!add_listener(b, i, fds[j]))
-				return false;
+		for (int j = 0; j < n; j++) {
+			if (add_listener(b, i, fds[j]))
+				continue;
+			log_error("Error: Unable to start: out of memory.");
+			return false;
+		}
 		listen_explain(&k->listeners[i]);
 	}
 	return true;

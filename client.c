@@ -810,11 +810,17 @@ leave_login(struct broker *b, struct client *c)
 	todo(b, c);
 }
 
+/* Has what was decoded refer to l's own copy of the packet. */
 static void
-rebase(struct mqtt_str *s, const uint8_t *from, const uint8_t *to)
+rebase(struct login *l, const uint8_t *from)
 {
-	if (s->p)
-		s->p = to + (s->p - from);
+	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
+	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
+	    &l->k.will_props.forward };
+
+	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+		if (views[i]->p)
+			views[i]->p = l->packet + (views[i]->p - from);
 }
 
 /* Has the password of a CONNECT checked, turn by turn. body: the packet's, of
@@ -824,9 +830,6 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
     const struct auth_check *check, const uint8_t *body, size_t len)
 {
 	struct login *l = mem_alloc(sizeof *l + len);
-	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
-	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
-	    &l->k.will_props.forward };
 
 	if (!l) {
 		refuse(b, c, MQTT_QUOTA, "out of memory for the login");
@@ -835,8 +838,7 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
 	*l = (struct login){ .client = c, .check = *check, .k = *k,
 	    .len = (uint32_t)len };
 	memcpy(l->packet, body, len);
-	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
-		rebase(views[i], body, l->packet);
+	rebase(l, body);
 	link_login(b, l);
 	c->login = l;
 	c->state = CLIENT_LOGIN;

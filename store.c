@@ -1061,7 +1061,8 @@ struct helper {
 };
 
 /* A forked process ends with the broker, hears no signal meant for it, and
- * keeps none of its files and sockets but keep and the standard ones. */
+ * keeps none of its files and sockets but keep and the standard ones. Ends with
+ * an errno if it cannot. */
 static void
 become_child(pid_t parent, int keep)
 {
@@ -1076,13 +1077,15 @@ become_child(pid_t parent, int keep)
 	if (getppid() != parent)
 		_exit(0);
 	d = opendir("/proc/self/fd");
-	while (d && (de = readdir(d))) {
+	if (!d)                 /* it would hold on to the sockets of clients,
+				 * and to the other end of its own */
+		_exit(errno);
+	while ((de = readdir(d))) {
 		fd = atoi(de->d_name);
 		if (fd > 2 && fd != keep && fd != dirfd(d))
 			close(fd);
 	}
-	if (d)
-		closedir(d);
+	closedir(d);
 	/* In the background: whoever started the broker may wait for the end
 	 * of its output. */
 	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
