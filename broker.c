@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "route.h"
 #include "state.h"
 #include "sys.h"
 
@@ -427,9 +428,12 @@ open_listeners(struct broker *b)
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
-		for (int j = 0; j < n; j++)
-			if (!add_listener(b, i, fds[j]))
-				return false;
+		for (int j = 0; j < n; j++) {
+			if (add_listener(b, i, fds[j]))
+				continue;
+			log_error("Error: Unable to start: out of memory.");
+			return false;
+		}
 		listen_explain(&k->listeners[i]);
 	}
 	return true;
@@ -567,8 +571,20 @@ become_user(struct broker *b)
 }
 
 static void
+hand_on_imported(struct broker *b)
+{
+	struct msg *m;
+
+	while ((m = persist_imported(b))) {
+		route_msg(b, m, m->expires_ms, NULL);
+		msg_unref(m);
+	}
+}
+
+static void
 serve(struct broker *b)
 {
+	hand_on_imported(b);
 	log_to_topic(sys_log, b);
 	log_info("midge version " MIDGE_VERSION " running");
 	log_flush();

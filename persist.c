@@ -1285,15 +1285,48 @@ import_message(void *arg, const struct mosqdb_message *m)
 	return false;
 }
 
-/* A message from the client that was not released: our way is to have handed
- * it on already, Mosquitto's not. */
+struct imported {
+	struct imported *next;
+	struct msg *msg;
+};
+
+struct msg *
+persist_imported(struct broker *b)
+{
+	struct imported *i = b->persist.imported;
+	struct msg *m;
+
+	if (!i)
+		return NULL;
+	m = i->msg;
+	b->persist.imported = i->next;
+	mem_free(i, sizeof *i);
+	return m;
+}
+
+/* A message from the client that was not released. Mosquitto hands it on when
+ * it is, we did when it came. */
 static bool
 import_incoming(struct replay *r, struct session *s,
     const struct mosqdb_client_message *m)
 {
-	(void)r;
-	return m->qos != 2 || session_received(s, m->mid) ||
-	    session_put_received(s, m->mid);
+	struct msg *msg = find_object(&r->msgs, m->store_id);
+	struct imported **last = &r->b->persist.imported, *i;
+
+	if (m->qos != 2 || session_received(s, m->mid))
+		return true;
+	if (!session_put_received(s, m->mid))
+		return false;
+	if (!msg)
+		return true;
+	i = mem_alloc(sizeof *i);
+	if (!i)
+		return false;
+	*i = (struct imported){ .msg = msg_ref(msg) };
+	while (*last)
+		last = &(*last)->next;
+	*last = i;
+	return true;
 }
 
 static bool
@@ -1338,6 +1371,7 @@ import_retained(void *arg, uint64_t store_id)
 
 	if (!m || is_sys(msg_topic(m)))
 		return true;
+	r->n_retained++;
 	if (m->recorded++ == 0)
 		m->no = ++r->b->persist.last_msg;
 	return topic_retain(&r->b->topics, msg_topic(m), m);
@@ -1372,7 +1406,7 @@ import(struct broker *b, struct replay *r, const char *path)
 	log_notice("Taken over from %s: %u sessions, %u subscriptions, %u "
 	    "retained messages. The file stays as it is and is not read "
 	    "again.", path, b->sessions.by_id.n, b->topics.n_subs,
-	    b->topics.n_retained);
+	    r->n_retained);
 	store_compact(&b->persist.store);
 	return true;
 }
@@ -1469,7 +1503,14 @@ persist_commit(struct broker *b)
 int64_t
 persist_due(const struct broker *b)
 {
-	return b->persist.on ? store_due(&b->persist.store) : TIMER_NEVER;
+	int64_t due_ms, patience_ms = b->persist.failed_ms +
+	    PERSIST_PATIENCE_MS + 1;
+
+	if (!b->persist.on)
+		return TIMER_NEVER;
+	due_ms = store_due(&b->persist.store);
+	return b->persist.failed_ms && !persist_failed(b) &&
+	    patience_ms < due_ms ? patience_ms : due_ms;
 }
 
 void

@@ -41,6 +41,10 @@
  * be used, which is logged. */
 bool persist_open(struct broker *b);
 
+/* The next message that Mosquitto had acknowledged but not handed on: to be
+ * routed, once persist_open is through. The caller's reference. NULL: none. */
+struct msg *persist_imported(struct broker *b);
+
 /* Everything is on the disk then. */
 void persist_close(struct broker *b);
 
@@ -149,6 +153,7 @@ struct replay {
 	struct broker *b;
 	struct hash sessions, msgs, deliveries; /* by their numbers */
 	uint32_t ignored;               /* records that made no sense */
+	uint32_t n_retained;            /* that Mosquitto left */
 };
 
 bool persist_read(void *arg, uint8_t type, const uint8_t *body, uint32_t n);

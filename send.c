@@ -31,6 +31,7 @@ struct held {
 	struct held *next;
 	uint64_t pos;
 	uint32_t len, cap;
+	bool soft;              /* leaves if the disk is in trouble, too */
 	uint8_t bytes[];
 };
 
@@ -158,7 +159,8 @@ let_go(struct broker *b, struct client *c)
 	struct holder *h = c->holder;
 	uint8_t *p;
 
-	while (h->first && persist_reached(b, h->first->pos)) {
+	while (h->first && (persist_reached(b, h->first->pos) ||
+	    (h->first->soft && persist_failed(b)))) {
 		p = start(b, c, h->first->len);
 		if (!p)
 			return;
@@ -425,6 +427,9 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 	if (!p)
 		return;
 	c->mute = c->holder && c->holder->first;
+	/* A session that was there goes on, whatever the disk does. */
+	if (c->mute && present)
+		c->holder->last->soft = true;
 	*p++ = MQTT_CONNACK << 4;
 	p = mqtt_put_varint(p, len);
 	*p++ = present;
