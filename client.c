@@ -271,6 +271,19 @@ client_broken(struct broker *b, struct client *c)
 	hang_up(b, c);
 }
 
+/* Nobody is told what could not be recorded: whoever asked for it has to come
+ * again. */
+static void
+drop_unrecorded(struct broker *b, struct client *c)
+{
+	if (!persist_lost(b))
+		return;
+	log_notice("Client %s gets no answer: the journal cannot take what it "
+	    "asked for now.", client_id(c));
+	c->failed = true;
+	todo(b, c);
+}
+
 /* ---- CONNECT ---- */
 
 /* Refuses a CONNECT: with a CONNACK where the version has a code for it, and
@@ -804,7 +817,9 @@ leave_login(struct broker *b, struct client *c)
 	c->login = NULL;
 	c->state = CLIENT_NEW;
 	c->last_in_ms = b->now_ms;
+	persist_mark(b);
 	enter(b, c, &l->k);
+	drop_unrecorded(b, c);
 	free_login(l);
 	c->conn.ready = c->conn.in_len > 0;
 	todo(b, c);
@@ -1565,6 +1580,7 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 		client_close(b, c, MQTT_PROTOCOL_ERROR,
 		    "packet type that a client may not send here");
 	}
+	drop_unrecorded(b, c);
 }
 
 /* ---- input ---- */

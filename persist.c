@@ -424,9 +424,9 @@ void
 persist_got(struct broker *b, const struct session *s, uint16_t id)
 {
 	b->persist.group = false;
-	if (s->no && !b->persist.lost)
+	if (s->no)
 		put_id(b, GOT, s->no, id);
-	else if (s->no)
+	if (b->persist.lost)
 		persist_drop_group(b);
 }
 

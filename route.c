@@ -407,7 +407,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 			b->stats.publish_dropped++;
 	}
 	*receivers += m->n_groups;
-	return b->persist.lost || r->lost ? MQTT_QUOTA : MQTT_OK;
+	return persist_lost(b) || r->lost ? MQTT_QUOTA : MQTT_OK;
 }
 
 void

@@ -74,3 +74,26 @@ def test_killed_right_after_the_import(held):
     client = dial(broker, "new")
     client.subscribe("kept")
     client.expect_publish("kept", "1", retain=True)
+
+
+def test_what_could_not_be_recorded_is_not_promised(held):
+    """A journal that is full while the disk stands still: no answer, and the client comes again."""
+    broker, disk = held()
+    lasting = dial(broker, "lasting", clean=False)
+    flood = dial(broker, "flood", version=V5)
+    disk.hold()
+    for size, n in (1 << 20, 30), (1 << 16, 30), (1 << 12, 30), (1 << 8, 30), (1, 30):
+        for i in range(n):
+            flood.send(wire.publish(V5, f"r/{size}/{i}", bytes(size), retain=True))
+    flood.ping()
+    lasting.send(wire.subscribe(V311, 1, [("wanted", 1)]))
+    lasting.expect_closed()
+    broker.wait_log("lasting gets no answer")
+    disk.go()
+    lasting = None
+    while not lasting:      # as long as the journal is full; the test has its limit
+        try:
+            lasting = dial(broker, "lasting", clean=False)
+        except wire.Closed:
+            pass
+    lasting.subscribe("wanted", qos=1)
