@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "sandbox.h"
 #include "state.h"
 #include "sys.h"
 
@@ -370,6 +371,7 @@ turn(struct broker *b)
 	    .conn = on_conn, .signal = on_signal };
 	struct timer *t;
 
+	sandbox_tell();
 	log_flush();
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
@@ -569,6 +571,7 @@ become_user(struct broker *b)
 static void
 serve(struct broker *b)
 {
+	sandbox_enter(SANDBOX_BROKER);
 	log_to_topic(sys_log, b);
 	log_info("midge version " MIDGE_VERSION " running");
 	log_flush();
@@ -593,6 +596,7 @@ run(struct broker *b)
 	raise_descriptor_limit();
 	hash_seed();
 	mem_set_limit(b->conf->memory_limit);
+	sandbox_init(b->conf->sandbox);
 	if (!auth_load(&b->auth, b->conf))
 		return EXIT_FILES;
 	if (!init(b)) {

@@ -84,6 +84,7 @@
 
 #include "log.h"
 #include "mem.h"
+#include "sandbox.h"
 
 #define MAGIC "MIDGEJNL"
 #define VERSION 1
@@ -1083,6 +1084,7 @@ become_child(pid_t parent, int keep)
 	}
 	if (d)
 		closedir(d);
+	sandbox_enter(SANDBOX_STORE);
 }
 
 static void
