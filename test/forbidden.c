@@ -29,6 +29,8 @@ start_program(void)
 		syscall(SYS_execve, argv[0], argv, argv + 1);
 		_exit(errno);
 	}
+	if (pid < 0)
+		return -1;
 	waitpid(pid, &status, 0);
 	errno = WEXITSTATUS(status);
 	return errno ? -1 : 0;
