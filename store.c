@@ -84,6 +84,7 @@
 
 #include "log.h"
 #include "mem.h"
+#include "sandbox.h"
 
 #define MAGIC "MIDGEJNL"
 #define VERSION 1
@@ -1085,12 +1086,14 @@ become_child(pid_t parent, int keep)
 		if (fd > 2 && fd != keep && fd != dirfd(d))
 			close(fd);
 	}
-	closedir(d);
+	if (d)
+		closedir(d);
 	/* In the background: whoever started the broker may wait for the end
 	 * of its output. */
 	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
 		for (int i = 0; i < 3; i++)
 			dup2(fd, i);
+	sandbox_enter(SANDBOX_STORE);
 }
 
 static void
