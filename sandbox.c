@@ -70,7 +70,7 @@ static const struct call calls[] = {
 	ONLY(B, socketpair, EQUAL, 0, AF_UNIX),
 
 	/* files; the filter cannot see which: that is for their owners */
-	MAY(BS, openat), MAY(BS, open), MAY(BS, close), MAY(BS, close_range),
+	MAY(BS, openat), MAY(BS, open), MAY(BS, close),
 	MAY(BS, fcntl), MAY(BS, fcntl64), MAY(BS, statx), MAY(BS, fstat),
 	MAY(BS, newfstatat), MAY(BS, stat), MAY(BS, lstat), MAY(BS, fstat64),
 	MAY(BS, fstatat64), MAY(BS, stat64), MAY(BS, lstat64), MAY(BS, access),

@@ -159,7 +159,6 @@ class Soak:
 
     def report(self):
         self.broker.signal(signal.SIGUSR2)
-        self.broker.signal(signal.SIGRTMIN)
 
     # Looking on
 
