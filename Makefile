@@ -45,6 +45,13 @@ $(B)/storetool: test/storetool.c test/faults.c test/faults.h test/numbers.h \
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) $(DISK:%=-Wl,--wrap=%) \
 		-o $@ test/storetool.c test/faults.c $(MODULES) $(LIBS)
 
+# The broker with its allocations in the hands of the tests.
+ALLOC = malloc calloc realloc strdup opendir fdopen getline scandir
+
+$(B)/midge-alloc: test/alloc.c $(OBJ)
+	$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(ALLOC:%=-Wl,--wrap=%) -o $@ \
+		test/alloc.c $(OBJ) $(LIBS)
+
 $(B)/load: test/load.c | compiler
 	@mkdir -p $(B)
 	$(CC) -std=c11 -D_GNU_SOURCE -O2 $(WARN) -Wno-conversion -o $@ $<
@@ -65,7 +72,8 @@ run: $(B)/midge
 	@$(B)/midge -v
 
 # All tests: C units, the broker over sockets, real clients, the layers.
-test: tools-test $(B)/midge $(B)/storetool $(UNITS:%=$(B)/%) check
+test: tools-test $(B)/midge $(B)/midge-alloc $(B)/storetool \
+		$(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
 

@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "route.h"
 #include "sandbox.h"
 #include "state.h"
 #include "sys.h"
@@ -429,9 +430,12 @@ open_listeners(struct broker *b)
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
-		for (int j = 0; j < n; j++)
-			if (!add_listener(b, i, fds[j]))
-				return false;
+		for (int j = 0; j < n; j++) {
+			if (add_listener(b, i, fds[j]))
+				continue;
+			log_error("Error: Unable to start: out of memory.");
+			return false;
+		}
 		listen_explain(&k->listeners[i]);
 	}
 	return true;
@@ -571,8 +575,20 @@ become_user(struct broker *b)
 }
 
 static void
+hand_on_imported(struct broker *b)
+{
+	struct msg *m;
+
+	while ((m = persist_imported(b))) {
+		route_msg(b, m, m->expires_ms, NULL);
+		msg_unref(m);
+	}
+}
+
+static void
 serve(struct broker *b)
 {
+	hand_on_imported(b);
 	sandbox_enter(SANDBOX_BROKER);
 	log_to_topic(sys_log, b);
 	log_info("midge version " MIDGE_VERSION " running");

@@ -119,6 +119,7 @@ struct config {
 	char *log_timestamp_format;
 	struct config_listener *listeners;
 	unsigned n_listeners;
+	bool no_memory;         /* for all of it: not to be used */
 };
 
 /* What the command line asks for. */

@@ -218,7 +218,7 @@ put_will(struct broker *b, const struct session *s)
 		return;
 	p = put32(p, s->no);
 	p = put32(p, w ? w->msg->no : 0);
-	p = put32(p, w ? seconds_left(b, s->will_ms) : 0);
+	p = put32(p, w ? seconds_left(b, w->due_ms) : 0);
 	p = put64(p, wall(b));
 	p = put32(p, w ? w->expiry : 0);
 	put8(p, w && w->has_expiry);
@@ -340,7 +340,7 @@ persist_queue(struct broker *b, struct session *s, struct delivery *d)
 {
 	if (s->no == 0 || d->qos == 0 || is_sys(msg_topic(d->msg)))
 		return;
-	d->no = ++s->last_delivery;
+	d->no = ++b->persist.last_delivery;
 	d->recorded = true;
 	refer_to(b, d->msg, STORE_NOW);
 	put_queue(b, s->no, d);
@@ -537,14 +537,14 @@ dump_session(struct broker *b, const struct session *s)
 		f.retain_as_published = sub->retain_as_published;
 		put_sub(b, s->no, &f, sub->id);
 	}
-	for (unsigned i = 0; i < s->n_received; i++)
-		put_id(b, GOT, s->no, s->received[i]);
+	for (unsigned i = 0; i < session_n_received(s); i++)
+		put_id(b, GOT, s->no, s->received->id[i]);
 	for (const struct delivery *d = s->out ? s->out->acked.first : NULL;
 	    d; d = d->next)
 		dump_delivery(b, s, d);
 	if (s->client)
 		return;
-	if (s->will && s->will_ms != TIMER_NEVER) {
+	if (s->will && s->will->due_ms != TIMER_NEVER) {
 		dump_msg(b, s->will->msg);
 		put_will(b, s);
 	}
@@ -650,6 +650,7 @@ struct replay {
 	struct broker *b;
 	struct hash sessions, msgs;
 	uint32_t ignored;               /* records that made no sense */
+	uint32_t n_retained;            /* that Mosquitto left */
 };
 
 static uint32_t
@@ -868,10 +869,10 @@ read_will(struct replay *r, struct reader *in, struct session *s)
 	if (!w)
 		return false;
 	*w = (struct will){ .msg = msg_ref(m), .expiry = expiry,
+	    .due_ms = due(r, then, wait),
 	    .has_expiry = get(in, 1) };
 	m->recorded++;
 	s->will = w;
-	s->will_ms = due(r, then, wait);
 	return true;
 }
 
@@ -937,8 +938,8 @@ read_queue(struct replay *r, struct reader *in, struct session *s)
 	d->recorded = true;
 	if (m)
 		m->recorded++;
-	if (no > s->last_delivery)
-		s->last_delivery = no;
+	if (no > r->b->persist.last_delivery)
+		r->b->persist.last_delivery = no;
 	return true;
 }
 
@@ -1198,15 +1199,48 @@ import_message(void *arg, const struct mosqdb_message *m)
 	return false;
 }
 
-/* A message from the client that was not released: our way is to have handed
- * it on already, Mosquitto's not. */
+struct imported {
+	struct imported *next;
+	struct msg *msg;
+};
+
+struct msg *
+persist_imported(struct broker *b)
+{
+	struct imported *i = b->persist.imported;
+	struct msg *m;
+
+	if (!i)
+		return NULL;
+	m = i->msg;
+	b->persist.imported = i->next;
+	mem_free(i, sizeof *i);
+	return m;
+}
+
+/* A message from the client that was not released. Mosquitto hands it on when
+ * it is, we did when it came. */
 static bool
 import_incoming(struct replay *r, struct session *s,
     const struct mosqdb_client_message *m)
 {
-	(void)r;
-	return m->qos != 2 || session_received(s, m->mid) ||
-	    session_put_received(s, m->mid);
+	struct msg *msg = find_object(&r->msgs, m->store_id);
+	struct imported **last = &r->b->persist.imported, *i;
+
+	if (m->qos != 2 || session_received(s, m->mid))
+		return true;
+	if (!session_put_received(s, m->mid))
+		return false;
+	if (!msg)
+		return true;
+	i = mem_alloc(sizeof *i);
+	if (!i)
+		return false;
+	*i = (struct imported){ .msg = msg_ref(msg) };
+	while (*last)
+		last = &(*last)->next;
+	*last = i;
+	return true;
 }
 
 static bool
@@ -1232,7 +1266,7 @@ import_client_message(void *arg, const struct mosqdb_client_message *m)
 			delivery_free(&r->b->topics, d);
 		return false;
 	}
-	d->no = ++s->last_delivery;
+	d->no = ++r->b->persist.last_delivery;
 	d->recorded = true;
 	if (d->msg && d->msg->recorded++ == 0)
 		d->msg->no = ++r->b->persist.last_msg;
@@ -1251,6 +1285,7 @@ import_retained(void *arg, uint64_t store_id)
 
 	if (!m || is_sys(msg_topic(m)))
 		return true;
+	r->n_retained++;
 	if (m->recorded++ == 0)
 		m->no = ++r->b->persist.last_msg;
 	return topic_retain(&r->b->topics, msg_topic(m), m);
@@ -1285,7 +1320,7 @@ import(struct broker *b, struct replay *r, const char *path)
 	log_notice("Taken over from %s: %u sessions, %u subscriptions, %u "
 	    "retained messages. The file stays as it is and is not read "
 	    "again.", path, b->sessions.by_id.n, b->topics.n_subs,
-	    b->topics.n_retained);
+	    r->n_retained);
 	store_compact(&b->persist.store);
 	return true;
 }
@@ -1384,7 +1419,14 @@ persist_commit(struct broker *b)
 int64_t
 persist_due(const struct broker *b)
 {
-	return b->persist.on ? store_due(&b->persist.store) : TIMER_NEVER;
+	int64_t due_ms, patience_ms = b->persist.failed_ms +
+	    PERSIST_PATIENCE_MS + 1;
+
+	if (!b->persist.on)
+		return TIMER_NEVER;
+	due_ms = store_due(&b->persist.store);
+	return b->persist.failed_ms && !persist_failed(b) &&
+	    patience_ms < due_ms ? patience_ms : due_ms;
 }
 
 void

@@ -41,6 +41,10 @@
  * be used, which is logged. */
 bool persist_open(struct broker *b);
 
+/* The next message that Mosquitto had acknowledged but not handed on: to be
+ * routed, once persist_open is through. The caller's reference. NULL: none. */
+struct msg *persist_imported(struct broker *b);
+
 /* Everything is on the disk then. */
 void persist_close(struct broker *b);
 

@@ -105,9 +105,10 @@ static const struct call calls[] = {
 	MAY(BS, restart_syscall), MAY(BS, sched_yield),
 
 	/* who and where am I */
-	MAY(BS, getpid), MAY(BS, getppid), MAY(BS, gettid), MAY(BS, getuid),
-	MAY(BS, geteuid), MAY(BS, getgid), MAY(BS, getegid), MAY(BS, getuid32),
-	MAY(BS, geteuid32), MAY(BS, getgid32), MAY(BS, getegid32),
+	MAY(BS, getpid), MAY(BS, getppid), MAY(BS, gettid), MAY(B, getsid),
+	MAY(BS, getuid), MAY(BS, geteuid), MAY(BS, getgid), MAY(BS, getegid),
+	MAY(BS, getuid32), MAY(BS, geteuid32), MAY(BS, getgid32),
+	MAY(BS, getegid32),
 	MAY(B, uname), MAY(B, sysinfo), MAY(BS, getrlimit), MAY(BS, ugetrlimit),
 	ONLY(BS, prlimit64, EQUAL, 2, 0),	/* asks only */
 

@@ -1074,7 +1074,8 @@ close_others(int keep)
 }
 
 /* A forked process ends with the broker, hears no signal meant for it, and
- * keeps none of its files and sockets but keep and the standard ones. */
+ * keeps none of its files and sockets but keep and the standard ones. Ends with
+ * an errno if it cannot. */
 static void
 become_child(pid_t parent, int keep)
 {
@@ -1089,6 +1090,9 @@ become_child(pid_t parent, int keep)
 	if (getppid() != parent)
 		_exit(0);
 	d = opendir("/proc/self/fd");
+	if (!d && errno != ENOENT)
+		_exit(errno);   /* it would hold on to the sockets of clients,
+				 * and to the other end of its own */
 	while (d && (de = readdir(d))) {
 		fd = atoi(de->d_name);
 		if (fd > 2 && fd != keep && fd != dirfd(d))
@@ -1098,6 +1102,11 @@ become_child(pid_t parent, int keep)
 		closedir(d);
 	else
 		close_others(keep);
+	/* In the background: whoever started the broker may wait for the end
+	 * of its output. */
+	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
 	sandbox_enter(SANDBOX_STORE);
 }
 
@@ -1114,8 +1123,13 @@ static void
 helper_sync(struct helper *h, uint32_t no)
 {
 	int fd = h->no[0] == no ? h->fd[0] : h->no[1] == no ? h->fd[1] : -1;
+	int error = fdatasync(fd) < 0 ? errno : 0;
+	struct stat sb;
 
-	helper_answer(h, OP_SYNC, no, fdatasync(fd) < 0 ? errno : 0);
+	/* What is in a file without a name is nowhere after the next start. */
+	if (!error && fstat(fd, &sb) == 0 && sb.st_nlink == 0)
+		error = ENOENT;
+	helper_answer(h, OP_SYNC, no, error);
 }
 
 /* So that syncs do not wait while a segment is filled with zeros. */
@@ -2146,6 +2160,13 @@ lock(struct store *st)
 	path_of(path, st->c.dir, st->c.name, LOCK, 0);
 	st->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
 	    0600);
+	/* On a disk that takes no file nobody else can write either. */
+	if (st->lock_fd < 0 && (errno == EROFS || errno == ENOSPC ||
+	    errno == EDQUOT)) {
+		log_warning("Warning: %s: %s. The journal is read without a "
+		    "lock.", path, strerror(errno));
+		return 0;
+	}
 	if (st->lock_fd < 0) {
 		log_error("Error: Unable to open %s: %s. The broker needs to "
 		    "write in that directory.", path, strerror(errno));

@@ -248,7 +248,8 @@ def verdict(samples):
         grows = q[2] > q[1] * (1 + share) + beside and q[3] > q[2] * (1 + share) + beside or \
             q[3] > q[1] * (1 + 2 * share) + 2 * beside
         flat = flat and not grows
-        lines.append(f"{name.replace('_', ' '):>14}" + "".join(f"{v:>12.0f}" for v in q) + ("  grows" if grows else "  flat"))
+        numbers = "".join(f"{v:>12.0f}" for v in q)
+        lines.append(f"{name.replace('_', ' '):>14}{numbers}  {'grows' if grows else 'flat'}")
     return lines, flat
 
 

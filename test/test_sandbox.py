@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 
 import pytest
@@ -135,7 +136,7 @@ def test_signal_from_outside(sandboxed, connect):
 
 
 def test_new_helper_and_snapshot(sandboxed, connect):
-    """The forked processes of a broker that is in its sandbox: a helper in the place of one that died, and compaction."""
+    """The forked processes of a broker that is in its sandbox: a helper in the place of a dead one, compaction."""
     broker = sandboxed(*JOURNAL)
     old = children(broker)[0]
     os.kill(old, signal.SIGKILL)
@@ -149,6 +150,27 @@ def test_new_helper_and_snapshot(sandboxed, connect):
     broker.restart()
     again = connect("keeper", broker=broker, clean=False)
     assert again.connack.session_present
+
+
+def test_new_helper_in_the_background(sandboxed, connect):
+    """With -d a forked process has more to do."""
+    broker = sandboxed(*JOURNAL, "log_dest file {dir}/log", "log_dest stderr", "pid_file {dir}/pid", args=["-d"],
+                       start=False)
+    assert broker.run()[0] == 0
+    with open(broker.path("pid")) as f:
+        pid = int(f.read())
+    try:
+        helper = int(open(f"/proc/{pid}/task/{pid}/children").read())
+        os.kill(helper, signal.SIGKILL)
+        connect("keeper", broker=broker, clean=False).publish("a", "1", qos=1, retain=True)
+    finally:
+        end = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGTERM)
+        assert select.select([end], [], [], 15)[0]
+        os.close(end)
+    with open(broker.path("log")) as f:
+        log = f.read()
+    assert "running" in log and "helper process failed" in log and "refused" not in log
 
 
 # chroot
