@@ -68,7 +68,8 @@ struct option {
 	enum kind kind;
 	bool listener;          /* the field is one of the current listener */
 	bool security;          /* the field is in a struct config_security */
-	bool at_start;          /* a reload does not change it */
+	bool at_start;          /* a reload does not change it: BOOL, STRING,
+	                         * and one row only for a field */
 	size_t offset;
 	long long min, max;
 	bool (*set)(struct parser *p, char *value);
@@ -769,7 +770,7 @@ static const struct option options[] = {
 	{ "mount_point", SPECIAL, .set = set_mount_point, L(mount_point) },
 	{ "password_file", STRING, S(password_file), .max = 65535 },
 	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
-	{ "persistence", BOOL, G(persistence) },
+	{ "persistence", BOOL, G(persistence), .at_start = true },
 	{ "persistence_file", STRING, G(persistence_file), .max = 200,
 	    .at_start = true },
 	{ "persistence_location", STRING, G(persistence_location),
@@ -791,6 +792,7 @@ static const struct option options[] = {
 	{ "retain_available", BOOL, G(retain_available) },
 	{ "retained_persistence", BOOL, G(persistence) },
 	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
+	{ "sandbox", BOOL, G(sandbox), .at_start = true },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
@@ -1157,6 +1159,7 @@ set_defaults(struct config *c)
 		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
+		.sandbox = true,
 		.set_tcp_nodelay = true,
 		.autosave_interval = 1800,
 		.connect_timeout = 30,
@@ -1573,11 +1576,13 @@ config_keep(struct config *running, struct config *fresh)
 			swap(&running->listeners[i].security,
 			    &fresh->listeners[i].security,
 			    sizeof fresh->listeners[i].security);
-	/* They are strings, and others may hold on to the old ones. */
+	/* Others may hold on to the old strings. */
 	for (size_t i = 0; i < N_OPTIONS; i++)
 		if (options[i].at_start)
 			swap((char *)running + options[i].offset,
-			    (char *)fresh + options[i].offset, sizeof(char *));
+			    (char *)fresh + options[i].offset,
+			    options[i].kind == BOOL ? sizeof(bool) :
+			    sizeof(char *));
 }
 
 void

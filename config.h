@@ -80,6 +80,7 @@ struct config {
 	bool connection_messages;
 	bool queue_qos0_messages;
 	bool retain_available;
+	bool sandbox;
 	bool set_tcp_nodelay;
 	bool upgrade_outgoing_qos;
 	bool verbose;           /* -v */

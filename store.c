@@ -84,6 +84,7 @@
 
 #include "log.h"
 #include "mem.h"
+#include "sandbox.h"
 
 #define MAGIC "MIDGEJNL"
 #define VERSION 1
@@ -1085,7 +1086,14 @@ become_child(pid_t parent, int keep)
 		if (fd > 2 && fd != keep && fd != dirfd(d))
 			close(fd);
 	}
-	closedir(d);
+	if (d)
+		closedir(d);
+	/* In the background: whoever started the broker may wait for the end
+	 * of its output. */
+	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
+	sandbox_enter(SANDBOX_STORE);
 }
 
 static void
@@ -1101,8 +1109,13 @@ static void
 helper_sync(struct helper *h, uint32_t no)
 {
 	int fd = h->no[0] == no ? h->fd[0] : h->no[1] == no ? h->fd[1] : -1;
+	int error = fdatasync(fd) < 0 ? errno : 0;
+	struct stat sb;
 
-	helper_answer(h, OP_SYNC, no, fdatasync(fd) < 0 ? errno : 0);
+	/* What is in a file without a name is nowhere after the next start. */
+	if (!error && fstat(fd, &sb) == 0 && sb.st_nlink == 0)
+		error = ENOENT;
+	helper_answer(h, OP_SYNC, no, error);
 }
 
 /* So that syncs do not wait while a segment is filled with zeros. */
@@ -2133,6 +2146,13 @@ lock(struct store *st)
 	path_of(path, st->c.dir, st->c.name, LOCK, 0);
 	st->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
 	    0600);
+	/* On a disk that takes no file nobody else can write either. */
+	if (st->lock_fd < 0 && (errno == EROFS || errno == ENOSPC ||
+	    errno == EDQUOT)) {
+		log_warning("Warning: %s: %s. The journal is read without a "
+		    "lock.", path, strerror(errno));
+		return 0;
+	}
 	if (st->lock_fd < 0) {
 		log_error("Error: Unable to open %s: %s. The broker needs to "
 		    "write in that directory.", path, strerror(errno));

@@ -648,6 +648,7 @@ class Broker:
         self.config = None if config is None else config + "".join(line + "\n" for line in lines)
         self.args = list(args)
         self.env = env or {}
+        self.forbidden = False      # True: the test makes calls that the sandbox refuses
         self.ports = {}
         self.process = None
         self.lines = []
@@ -732,6 +733,7 @@ class Broker:
             self.process.stderr.close()
             self.process = None
         assert not re.search(SANITIZER, self.log()), self.tail()
+        assert self.forbidden or "The sandbox refused" not in self.log(), self.log()
         return code
 
     def run(self, timeout=15):
