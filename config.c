@@ -723,6 +723,7 @@ static const struct option options[] = {
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
 	{ "check_retain_source", BOOL, G(check_retain_source) },
+	{ "chroot", STRING, G(chroot), .max = 3800, .at_start = true },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -792,6 +793,7 @@ static const struct option options[] = {
 	{ "retain_available", BOOL, G(retain_available) },
 	{ "retained_persistence", BOOL, G(persistence) },
 	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
+	{ "sandbox", BOOL, G(sandbox), .at_start = true },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
@@ -1158,6 +1160,7 @@ set_defaults(struct config *c)
 		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
+		.sandbox = true,
 		.set_tcp_nodelay = true,
 		.autosave_interval = 1800,
 		.connect_timeout = 30,
@@ -1595,6 +1598,7 @@ config_free(struct config *c)
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);
+	free(c->chroot);
 	free(c->pid_file);
 	free(c->user);
 }
