@@ -111,7 +111,7 @@ again_from_snapshot(struct broker *b, struct broker *from)
 	return again(b);
 }
 
-static struct broker b, c;
+static struct broker b, c, d;
 
 TEST(numbers_beyond_32_bits)
 {
@@ -153,7 +153,6 @@ TEST(expiry_of_an_earlier_end)
 /* DISCONNECT of 5.0 may change the expiry: it counts in a snapshot, too. */
 TEST(expiry_changed_at_the_end)
 {
-	struct broker d;
 	struct session *s;
 
 	start(&b);
