@@ -810,11 +810,17 @@ leave_login(struct broker *b, struct client *c)
 	todo(b, c);
 }
 
+/* Has what was decoded refer to l's own copy of the packet. */
 static void
-rebase(struct mqtt_str *s, const uint8_t *from, const uint8_t *to)
+rebase(struct login *l, const uint8_t *from)
 {
-	if (s->p)
-		s->p = to + (s->p - from);
+	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
+	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
+	    &l->k.will_props.forward };
+
+	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+		if (views[i]->p)
+			views[i]->p = l->packet + (views[i]->p - from);
 }
 
 /* Has the password of a CONNECT checked, turn by turn. body: the packet's, of
@@ -824,9 +830,6 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
     const struct auth_check *check, const uint8_t *body, size_t len)
 {
 	struct login *l = mem_alloc(sizeof *l + len);
-	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
-	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
-	    &l->k.will_props.forward };
 
 	if (!l) {
 		refuse(b, c, MQTT_QUOTA, "out of memory for the login");
@@ -835,8 +838,7 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
 	*l = (struct login){ .client = c, .check = *check, .k = *k,
 	    .len = (uint32_t)len };
 	memcpy(l->packet, body, len);
-	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
-		rebase(views[i], body, l->packet);
+	rebase(l, body);
 	link_login(b, l);
 	c->login = l;
 	c->state = CLIENT_LOGIN;
@@ -1117,6 +1119,14 @@ hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
 	return r;
 }
 
+/* An answer that repeats one waits as long as that one. */
+static void
+await_all(struct broker *b, const struct client *c)
+{
+	if (c->session->no)
+		persist_await_all(b);
+}
+
 static const char *
 why_not_taken(const struct broker *b)
 {
@@ -1132,7 +1142,7 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason r;
 
 	if (session_received(c->session, p->id)) {
-		persist_await_all(b);
+		await_all(b, c);
 		send_ack(b, c, MQTT_PUBREC, p->id, MQTT_OK);
 		return;
 	}
@@ -1246,7 +1256,7 @@ on_pubrec(struct broker *b, struct client *c, const struct mqtt_ack *a)
 		return;
 	}
 	if (d->state == RELEASED)
-		persist_await_all(b);
+		await_all(b, c);
 	persist_released(b, c->session, d);
 	delivery_release(d);
 	send_ack(b, c, MQTT_PUBREL, a->id, MQTT_OK);
@@ -1263,7 +1273,7 @@ on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
 	if (found)
 		persist_let_go(b, c->session, a->id);
 	else
-		persist_await_all(b);
+		await_all(b, c);
 	send_ack(b, c, MQTT_PUBCOMP, a->id, found ? MQTT_OK :
 	    MQTT_ID_NOT_FOUND);
 }
@@ -1467,7 +1477,8 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		return;
 	}
 	log_debug("Received %s from %s", mqtt_type_name(t), client_id(c));
-	persist_await_all(b);           /* one that is gone is gone */
+	if (!persist_failed(b))
+		await_all(b, c);        /* one that is gone is gone */
 	each_filter(b, c, in, t, pr.subscription_id, codes);
 	if (!send_suback(b, c, t == MQTT_SUBSCRIBE ? MQTT_SUBACK :
 	    MQTT_UNSUBACK, id, codes, n))
@@ -1599,7 +1610,7 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 static bool
 choked(const struct broker *b, const struct client *c)
 {
-	return conn_choked(&c->conn) || (send_holds(c) && persist_busy(b));
+	return conn_choked(&c->conn) || send_choked(b, c);
 }
 
 /* The head of a record with a handshake; no CONNECT begins like that. */
@@ -1722,10 +1733,13 @@ void
 client_disk_done(struct broker *b)
 {
 	uint64_t durable = store_durable(&b->persist.store);
+	bool failed = persist_failed(b);
 
-	if (!b->holders || durable == b->persist.told)
+	if (!b->holders || (durable == b->persist.told &&
+	    failed == b->persist.told_failed))
 		return;
 	b->persist.told = durable;
+	b->persist.told_failed = failed;
 	send_held(b);
 }
 
@@ -1829,6 +1843,8 @@ in_time(const struct broker *b, const struct client *c)
 static void
 keepalive_due(struct broker *b, struct client *c)
 {
+	if (send_choked(b, c))
+		c->last_in_ms = b->now_ms;      /* it is we who do not read */
 	if (!in_time(b, c) && !conn_choked(&c->conn))
 		client_input(b, c);
 	if (c->state != CLIENT_UP)

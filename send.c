@@ -31,6 +31,7 @@ struct held {
 	struct held *next;
 	uint64_t pos;
 	uint32_t len, cap;
+	bool soft;              /* leaves if the disk is in trouble, too */
 	uint8_t bytes[];
 };
 
@@ -40,7 +41,11 @@ struct holder {
 	struct holder *next, **prev;
 	struct held *first, *last;      /* may be none: a message in its queue
 	                                 * waits too */
+	uint32_t n;                     /* of them */
 };
+
+/* Acknowledgements of one client that wait; then no more is read from it. */
+#define HELD_MAX 1000
 
 /* NULL marks the client: there is no memory to let it wait. */
 static struct holder *
@@ -96,6 +101,7 @@ start_ack(struct broker *b, struct client *c, size_t n)
 	else
 		h->first = k;
 	h->last = k;
+	h->n++;
 	return k->bytes;
 }
 
@@ -118,13 +124,16 @@ drop_first(struct holder *h)
 	struct held *k = h->first;
 
 	h->first = k->next;
+	h->n--;
 	mem_free(k, sizeof *k + k->cap);
 }
 
 bool
-send_holds(const struct client *c)
+send_choked(const struct broker *b, const struct client *c)
 {
-	return c->holder && c->holder->first;
+	const struct holder *h = c->holder;
+
+	return h && h->first && (h->n >= HELD_MAX || persist_busy(b));
 }
 
 void
@@ -150,7 +159,8 @@ let_go(struct broker *b, struct client *c)
 	struct holder *h = c->holder;
 	uint8_t *p;
 
-	while (h->first && persist_reached(b, h->first->pos)) {
+	while (h->first && (persist_reached(b, h->first->pos) ||
+	    (h->first->soft && persist_failed(b)))) {
 		p = start(b, c, h->first->len);
 		if (!p)
 			return;
@@ -416,7 +426,10 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 	begin = p = code ? start(b, c, 5 + len) : start_ack(b, c, 5 + len);
 	if (!p)
 		return;
-	c->mute = send_holds(c);
+	c->mute = c->holder && c->holder->first;
+	/* A session that was there goes on, whatever the disk does. */
+	if (c->mute && present)
+		c->holder->last->soft = true;
 	*p++ = MQTT_CONNACK << 4;
 	p = mqtt_put_varint(p, len);
 	*p++ = present;

@@ -121,9 +121,12 @@ struct persist {
 	bool group;             /* records belong together for now */
 	uint64_t pos;           /* after the last record that somebody waits
 	                         * for */
-	uint64_t told;          /* those who wait have heard of this one */
+	uint64_t told;          /* those who wait have heard of this one, */
+	bool told_failed;       /* and of trouble */
 	uint64_t mark;          /* the same, before the packet at hand */
-	uint32_t last_session, last_msg, last_delivery; /* numbers given */
+	uint32_t last_session;          /* numbers given */
+	uint64_t last_msg, last_delivery;
+	struct imported *imported;      /* messages still to be handed on */
 	int64_t failed_ms;      /* since when the disk fails, 0: it does not */
 	uint32_t changes;       /* since the last one that was not lazy */
 	int64_t wall_floor;     /* s since 1970: the newest time in it */

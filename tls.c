@@ -470,8 +470,8 @@ fail:
 }
 
 /* A leaf alone is completed by its issuers, the root left out, as brokers with
- * OpenSSL do. */
-static void
+ * OpenSSL do. false: no memory. */
+static bool
 complete_chain(struct tls_server *s)
 {
 	struct cert last = s->leaf;
@@ -483,11 +483,13 @@ complete_chain(struct tls_server *s)
 
 		if (!up || der_eq(up->issuer, up->subject) ||
 		    der_eq(last.issuer, last.subject))
-			return;
+			break;
 		c = &s->anchors.certs.der[up - s->anchors.info];
-		certs_add(&s->chain, c->data, c->data_len);
+		if (!certs_add(&s->chain, c->data, c->data_len))
+			return false;
 		last = *up;
 	}
+	return true;
 }
 
 static bool
@@ -519,8 +521,10 @@ load_certificate(struct tls_server *s)
 	s->issuer_type = (unsigned)br_x509_decoder_get_signer_key_type(&dec);
 	cert_parse((struct der){ s->chain.der[0].data,
 	    s->chain.der[0].data_len }, &s->leaf);
-	if (s->chain.n == 1)
-		complete_chain(s);
+	if (s->chain.n == 1 && !complete_chain(s)) {
+		log_error("Error: Out of memory for TLS.");
+		return false;
+	}
 	for (size_t i = 0; i < s->chain.n; i++)
 		total += s->chain.der[i].data_len + 3;
 	s->long_chain = total > CHAIN_SMALL;
@@ -830,8 +834,10 @@ tls_server_new(struct tls_pool *p, const struct config_listener *conf)
 {
 	struct tls_server *s = calloc(1, sizeof *s);
 
-	if (!s)
-		abort();        /* start-up */
+	if (!s) {
+		log_error("Error: Out of memory for TLS.");
+		return NULL;
+	}
 	*s = (struct tls_server){ .refs = 1, .pool = p, .conf = conf };
 	if (!p->out)
 		p->out = mem_alloc(OUT_SIZE);

@@ -18,7 +18,7 @@ import wire
 from test_persist import (CONFIG, FOREVER, received, eventually, join, journal_of,  # noqa: F401
                           kill, lasting, tricks)
 from v5 import let_pass
-from wire import (V311, V5, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, CONNACK,
+from wire import (publish, V311, V5, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, CONNACK,
                   wait_for)
 
 QUOTA, UNAVAILABLE = 0x97, 0x88
@@ -378,8 +378,10 @@ def test_folder_is_removed(slow, join):
     shutil.rmtree(journal_of(broker))
     acked = []
     for i in range(20):
-        if b.publish(f"r/{i}", "x", qos=1, retain=True).reason < 0x80:
-            acked.append(f"r/{i}")
+        b.send(publish(V5, f"r/{i}", "x", qos=1, retain=True, pid=100 + i))
+    let_pass(time.monotonic(), PATIENCE_S + 0.2)
+    b.ping()
+    acked = [f"r/{p.pid - 100}" for p in b.inbox if p.type == PUBACK and p.reason < 0x80]
     kill(broker)
     looker = join(broker, "looker")
     looker.subscribe("r/#")
