@@ -30,7 +30,7 @@ class Disk:
         os.chmod(self.folder, 0o777)
         self.tricks = disk.Disk()
         self.before = {name: os.environ.get(name) for name in self.tricks.env}
-        os.environ.update(self.tricks.env)      # for brokers only: nothing else is started meanwhile
+        os.environ.update(self.tricks.env)      # the broker is started with it
         return self
 
     def __exit__(self, *_):
