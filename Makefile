@@ -106,6 +106,11 @@ crash: $(B)/midge
 	MIDGE="$(B)/midge" BUILD="$(B)" /usr/bin/python3 test/crash.py \
 		--kills $(N) $(if $(SEED),--seed $(SEED))
 
+# Mixed load for T seconds: does memory, or anything else, grow?
+soak: $(B)/midge
+	@test/need.sh "the soak test" python3 python3-pytest openssl
+	MIDGE="$(B)/midge" /usr/bin/python3 test/soak.py $(T)
+
 # Each fuzzer for T seconds, from its seeds in test/corpus if it has some.
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
@@ -174,5 +179,5 @@ install: $(B)/midge
 clean:
 	rm -rf build
 
-.PHONY: all compiler run test tools-test asan bench crash fuzz tools-fuzz coverage check \
-	install clean
+.PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
+	coverage check install clean

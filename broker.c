@@ -565,6 +565,8 @@ become_user(struct broker *b)
 {
 	if (b->conf->pid_file)
 		service_write_pid_file(&b->service, b->conf->pid_file);
+	if (b->conf->chroot && !service_chroot(b->conf))
+		return false;
 	if (service_drop(&b->service))
 		return true;
 	log_error("Error: Unable to become the user that midge is to run as: "

@@ -723,6 +723,7 @@ static const struct option options[] = {
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
 	{ "check_retain_source", BOOL, G(check_retain_source) },
+	{ "chroot", STRING, G(chroot), .max = 3800, .at_start = true },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -1597,6 +1598,7 @@ config_free(struct config *c)
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);
+	free(c->chroot);
 	free(c->pid_file);
 	free(c->user);
 }

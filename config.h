@@ -88,6 +88,7 @@ struct config {
 	bool daemon;            /* -d */
 	bool test;              /* --test-config */
 	char *clientid_prefixes;
+	char *chroot;           /* NULL: stays where it is */
 	char *pid_file;
 	char *user;             /* to run as when started by root */
 	int connect_timeout;    /* s */

@@ -70,7 +70,7 @@ static const struct call calls[] = {
 	ONLY(B, socketpair, EQUAL, 0, AF_UNIX),
 
 	/* files; the filter cannot see which: that is for their owners */
-	MAY(BS, openat), MAY(BS, open), MAY(BS, close), MAY(BS, close_range),
+	MAY(BS, openat), MAY(BS, open), MAY(BS, close),
 	MAY(BS, fcntl), MAY(BS, fcntl64), MAY(BS, statx), MAY(BS, fstat),
 	MAY(BS, newfstatat), MAY(BS, stat), MAY(BS, lstat), MAY(BS, fstat64),
 	MAY(BS, fstatat64), MAY(BS, stat64), MAY(BS, lstat64), MAY(BS, access),
@@ -105,9 +105,10 @@ static const struct call calls[] = {
 	MAY(BS, restart_syscall), MAY(BS, sched_yield),
 
 	/* who and where am I */
-	MAY(BS, getpid), MAY(BS, getppid), MAY(BS, gettid), MAY(BS, getuid),
-	MAY(BS, geteuid), MAY(BS, getgid), MAY(BS, getegid), MAY(BS, getuid32),
-	MAY(BS, geteuid32), MAY(BS, getgid32), MAY(BS, getegid32),
+	MAY(BS, getpid), MAY(BS, getppid), MAY(BS, gettid), MAY(B, getsid),
+	MAY(BS, getuid), MAY(BS, geteuid), MAY(BS, getgid), MAY(BS, getegid),
+	MAY(BS, getuid32), MAY(BS, geteuid32), MAY(BS, getgid32),
+	MAY(BS, getegid32),
 	MAY(B, uname), MAY(B, sysinfo), MAY(BS, getrlimit), MAY(BS, ugetrlimit),
 	ONLY(BS, prlimit64, EQUAL, 2, 0),	/* asks only */
 
@@ -127,7 +128,7 @@ static const struct call calls[] = {
 	NAME(finit_module), NAME(kexec_load), NAME(reboot), NAME(personality),
 	NAME(setrlimit), NAME(epoll_create1), NAME(eventfd2),
 	NAME(timerfd_create), NAME(signalfd4), NAME(inotify_init1), NAME(shmat),
-	NAME(clock_settime), NAME(tkill), NAME(mlock), NAME(sigaltstack),
+	NAME(tkill), NAME(mlock), NAME(sigaltstack),
 	NAME(sched_getaffinity), NAME(sched_setaffinity),
 };
 

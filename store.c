@@ -107,6 +107,7 @@
 #define RETRY_MAX_MS 60000
 #define CHILD_LOOK_MS 50
 #define RECOMPACT_MS 60000      /* after a snapshot that failed */
+#define DESCRIPTORS_MAX (1 << 20)       /* closed where none are listed */
 #define SCAN_AFTER 65536        /* searched for records after the end */
 
 enum kind { JOURNAL = 1, SNAPSHOT, SPARE, DAMAGED, JOURNAL_NEW, SNAPSHOT_NEW,
@@ -1061,6 +1062,17 @@ struct helper {
 	uint32_t no[2];
 };
 
+/* Where there is no /proc: it takes its time. */
+static void
+close_others(int keep)
+{
+	long n = sysconf(_SC_OPEN_MAX);
+
+	for (int fd = 3; fd < n && fd < DESCRIPTORS_MAX; fd++)
+		if (fd != keep)
+			close(fd);
+}
+
 /* A forked process ends with the broker, hears no signal meant for it, and
  * keeps none of its files and sockets but keep and the standard ones. Ends with
  * an errno if it cannot. */
@@ -1078,16 +1090,18 @@ become_child(pid_t parent, int keep)
 	if (getppid() != parent)
 		_exit(0);
 	d = opendir("/proc/self/fd");
-	if (!d)                 /* it would hold on to the sockets of clients,
+	if (!d && errno != ENOENT)
+		_exit(errno);   /* it would hold on to the sockets of clients,
 				 * and to the other end of its own */
-		_exit(errno);
-	while ((de = readdir(d))) {
+	while (d && (de = readdir(d))) {
 		fd = atoi(de->d_name);
 		if (fd > 2 && fd != keep && fd != dirfd(d))
 			close(fd);
 	}
 	if (d)
 		closedir(d);
+	else
+		close_others(keep);
 	/* In the background: whoever started the broker may wait for the end
 	 * of its output. */
 	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)

@@ -73,6 +73,9 @@ syscall_result(ucontext_t *u, int value)
 #ifndef SYS_clock_nanosleep_time64
 #define SYS_clock_nanosleep_time64 SYSCALL_ABSENT
 #endif
+#ifndef SYS_clock_settime
+#define SYS_clock_settime SYSCALL_ABSENT
+#endif
 #ifndef SYS_clone3
 #define SYS_clone3 SYSCALL_ABSENT
 #endif

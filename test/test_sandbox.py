@@ -2,12 +2,13 @@
 
 import os
 import re
+import select
 import signal
 
 import pytest
 
 import tls
-from wire import wait_for
+from wire import password_line, wait_for
 
 JOURNAL = ("persistence true", "persistence_location {dir}")
 REFUSED = "Error: The sandbox refused the system call {} to {},.*'sandbox false'"
@@ -135,7 +136,7 @@ def test_signal_from_outside(sandboxed, connect):
 
 
 def test_new_helper_and_snapshot(sandboxed, connect):
-    """The forked processes of a broker that is in its sandbox: a helper in the place of one that died, and compaction."""
+    """The forked processes of a broker that is in its sandbox: a helper in the place of a dead one, compaction."""
     broker = sandboxed(*JOURNAL)
     old = children(broker)[0]
     os.kill(old, signal.SIGKILL)
@@ -149,3 +150,74 @@ def test_new_helper_and_snapshot(sandboxed, connect):
     broker.restart()
     again = connect("keeper", broker=broker, clean=False)
     assert again.connack.session_present
+
+
+def test_new_helper_in_the_background(sandboxed, connect):
+    """With -d a forked process has more to do."""
+    broker = sandboxed(*JOURNAL, "log_dest file {dir}/log", "log_dest stderr", "pid_file {dir}/pid", args=["-d"],
+                       start=False)
+    assert broker.run()[0] == 0
+    with open(broker.path("pid")) as f:
+        pid = int(f.read())
+    try:
+        helper = int(open(f"/proc/{pid}/task/{pid}/children").read())
+        os.kill(helper, signal.SIGKILL)
+        connect("keeper", broker=broker, clean=False).publish("a", "1", qos=1, retain=True)
+    finally:
+        end = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGTERM)
+        assert select.select([end], [], [], 15)[0]
+        os.close(end)
+    with open(broker.path("log")) as f:
+        log = f.read()
+    assert "running" in log and "helper process failed" in log and "refused" not in log
+
+
+# chroot
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@root
+def test_chroot(new_broker, connect, tmp_path):
+    """What is below the folder goes on working under its old path, also without /proc; the rest is told."""
+    outside = tmp_path / "acl"
+    outside.write_text("pattern readwrite #\n")
+    tmp_path.chmod(0o755)
+    broker = new_broker("chroot {dir}", "persistence true", "persistence_location {dir}/journal", "log_dest stderr",
+                        "log_dest file {dir}/log", "password_file {dir}/users", f"acl_file {outside}", start=False)
+    with open(broker.path("users"), "w") as f:
+        f.write(password_line("pupil", "old"))
+    broker.start()
+    assert os.readlink(f"/proc/{broker.pid}/root") == broker.dir
+    broker.wait_log(f"Warning: {outside} is outside of the chroot: SIGHUP cannot read it again")
+    assert broker.log().count("outside of the chroot") == 1, broker.log()
+    connect("keeper", broker=broker, clean=False, username="pupil", password="old").subscribe("kept", qos=1)
+    os.kill(children(broker)[0], signal.SIGKILL)
+    sender = connect(broker=broker)
+    sender.publish("kept", "1", qos=1)
+    wait_for(lambda: len(children(broker)) == 1, "new helper")
+    for pid in children(broker):
+        assert os.readlink(f"/proc/{pid}/root") == broker.dir
+        assert len(os.listdir(f"/proc/{pid}/fd")) < 8     # none of the broker's sockets
+    # a reload finds what is inside, and keeps the rules from outside
+    with open(broker.conf) as f:
+        lines = f.read().replace(f"acl_file {outside}\n", "")
+    with open(broker.conf, "w") as f:
+        f.write(lines)
+    with open(broker.path("users"), "w") as f:
+        f.write(password_line("pupil", "new"))
+    os.rename(broker.path("log"), broker.path("log.old"))
+    broker.signal(signal.SIGHUP)
+    wait_for(lambda: os.path.exists(broker.path("log")), "new log file")
+    connect(broker=broker, username="pupil", password="new").ping()
+    connect(broker=broker, username="pupil", password="old", reason=5)
+    broker.restart()
+    assert connect("keeper", broker=broker, clean=False, username="pupil", password="new").connack.session_present
+
+
+@root
+def test_chroot_that_is_not_there(new_broker):
+    for path, why in (("{dir}/none", "No such file or directory"), ("none", "must be a path from the root")):
+        code, _, err = new_broker("chroot " + path, start=False).run()
+        assert code == 1 and "Error: Unable to chroot to " in err and why in err

@@ -802,6 +802,12 @@ class Broker:
         with self._news:
             return len(self.lines)
 
+    def take_log(self):
+        """The lines so far, which are forgotten: for brokers that run for long."""
+        with self._news:
+            taken, self.lines = self.lines, []
+            return taken
+
     def wait_log(self, regex, after=0, timeout=5):
         """The match of the first line of stderr, from number `after` on, that the regex finds."""
         deadline = time.monotonic() + timeout
