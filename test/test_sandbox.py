@@ -18,7 +18,8 @@ REFUSED = "Error: The sandbox refused the system call {} to {},.*'sandbox false'
 def sanitized():
     """Whether the program is one that looks for leaks at its end, with /proc and with ptrace."""
     with open(shutil.which(command()[-1]), "rb") as f:
-        return b"__asan_init" in f.read()
+        program = f.read()
+    return b"libasan" in program or b"AddressSanitizer" in program
 
 
 def status(pid, field):
