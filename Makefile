@@ -32,9 +32,13 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
+# persist is tried with a journal in memory (test/journal.h) in place of store.
+AWAY_persist = store
+
 $(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h \
-		test/numbers.h $(MODULES)
-	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
+		test/numbers.h test/journal.h $(MODULES)
+	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< \
+		$(filter-out $(AWAY_$*:%=$(B)/%.o),$(MODULES)) $(LIBS)
 
 # store with the calls that touch the disk in the hands of the tests.
 DISK = pwrite pwritev fdatasync fsync ftruncate fallocate rename unlink open \
@@ -117,10 +121,10 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
-		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)
+		-o $@ $< $(filter-out broker.c $(AWAY_$*:%=%.c),$(SRC)) $(LIBS)
 
 tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang

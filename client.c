@@ -1610,7 +1610,7 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 static bool
 choked(const struct broker *b, const struct client *c)
 {
-	return conn_choked(&c->conn) || (send_holds(c) && persist_busy(b));
+	return conn_choked(&c->conn) || send_choked(b, c);
 }
 
 /* The head of a record with a handshake; no CONNECT begins like that. */
@@ -1843,7 +1843,7 @@ in_time(const struct broker *b, const struct client *c)
 static void
 keepalive_due(struct broker *b, struct client *c)
 {
-	if (send_holds(c) && persist_busy(b))
+	if (send_choked(b, c))
 		c->last_in_ms = b->now_ms;      /* it is we who do not read */
 	if (!in_time(b, c) && !conn_choked(&c->conn))
 		client_input(b, c);

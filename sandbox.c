@@ -128,7 +128,7 @@ static const struct call calls[] = {
 	NAME(finit_module), NAME(kexec_load), NAME(reboot), NAME(personality),
 	NAME(setrlimit), NAME(epoll_create1), NAME(eventfd2),
 	NAME(timerfd_create), NAME(signalfd4), NAME(inotify_init1), NAME(shmat),
-	NAME(clock_settime), NAME(tkill), NAME(mlock), NAME(sigaltstack),
+	NAME(tkill), NAME(mlock), NAME(sigaltstack),
 	NAME(sched_getaffinity), NAME(sched_setaffinity),
 };
 

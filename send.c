@@ -41,7 +41,11 @@ struct holder {
 	struct holder *next, **prev;
 	struct held *first, *last;      /* may be none: a message in its queue
 	                                 * waits too */
+	uint32_t n;                     /* of them */
 };
+
+/* Acknowledgements of one client that wait; then no more is read from it. */
+#define HELD_MAX 1000
 
 /* NULL marks the client: there is no memory to let it wait. */
 static struct holder *
@@ -97,6 +101,7 @@ start_ack(struct broker *b, struct client *c, size_t n)
 	else
 		h->first = k;
 	h->last = k;
+	h->n++;
 	return k->bytes;
 }
 
@@ -119,13 +124,16 @@ drop_first(struct holder *h)
 	struct held *k = h->first;
 
 	h->first = k->next;
+	h->n--;
 	mem_free(k, sizeof *k + k->cap);
 }
 
 bool
-send_holds(const struct client *c)
+send_choked(const struct broker *b, const struct client *c)
 {
-	return c->holder && c->holder->first;
+	const struct holder *h = c->holder;
+
+	return h && h->first && (h->n >= HELD_MAX || persist_busy(b));
 }
 
 void
@@ -418,7 +426,7 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 	begin = p = code ? start(b, c, 5 + len) : start_ack(b, c, 5 + len);
 	if (!p)
 		return;
-	c->mute = send_holds(c);
+	c->mute = c->holder && c->holder->first;
 	/* A session that was there goes on, whatever the disk does. */
 	if (c->mute && present)
 		c->holder->last->soft = true;

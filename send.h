@@ -34,8 +34,9 @@ void send_held(struct broker *b);
 void send_hold(struct broker *b, struct client *c);
 void send_forget_held(struct client *c);
 
-/* Whether acknowledgements of c wait. */
-bool send_holds(const struct client *c);
+/* Whether nothing more is to be read from c for now: too many acknowledgements
+ * wait, or some do and the disk is behind. */
+bool send_choked(const struct broker *b, const struct client *c);
 
 /* PUBACK, PUBREC, PUBREL, PUBCOMP. */
 void send_ack(struct broker *b, struct client *c, enum mqtt_type t,

@@ -44,7 +44,7 @@ struct delivery {
 	bool sent;              /* once, perhaps on an earlier connection */
 	bool recorded;          /* the journal has it */
 	uint16_t n_subids;
-	uint32_t no;            /* in the journal, unique in it */
+	uint64_t no;            /* in the journal, unique in it */
 	uint64_t pos;           /* of the journal: it goes out when all below
 	                         * is on the disk */
 	uint32_t subids[];      /* Subscription Identifiers */

@@ -124,7 +124,8 @@ struct persist {
 	uint64_t told;          /* those who wait have heard of this one, */
 	bool told_failed;       /* and of trouble */
 	uint64_t mark;          /* the same, before the packet at hand */
-	uint32_t last_session, last_msg, last_delivery; /* numbers given */
+	uint32_t last_session;          /* numbers given */
+	uint64_t last_msg, last_delivery;
 	struct imported *imported;      /* messages still to be handed on */
 	int64_t failed_ms;      /* since when the disk fails, 0: it does not */
 	uint32_t changes;       /* since the last one that was not lazy */
