@@ -2,6 +2,7 @@
 #include "auth.h"
 #include "mem.h"
 #include "persist.h"
+#include "relief.h"
 #include "route.h"
 #include "send.h"
 
@@ -345,16 +346,18 @@ check_id(const struct broker *b, const struct client *c,
 
 /* Sessions of clients that are away count too. */
 static enum mqtt_reason
-check_room(const struct broker *b, const struct mqtt_connect *k,
-    const char **why)
+check_room(struct broker *b, const struct mqtt_connect *k, const char **why)
 {
 	int max = b->conf->global_max_clients;
 
-	if (max < 0 || b->sessions.by_id.n < (uint32_t)max ||
-	    (k->id.len > 0 && session_find(&b->sessions, k->id)))
+	if (k->id.len > 0 && session_find(&b->sessions, k->id))
 		return MQTT_OK;
+	*why = "memory is short (memory_limit)";
+	if (relief_needs(b, RELIEF_NEWCOMERS))
+		return MQTT_QUOTA;
 	*why = "global_max_clients exceeded";
-	return MQTT_QUOTA;
+	return max < 0 || b->sessions.by_id.n < (uint32_t)max ? MQTT_OK :
+	    MQTT_QUOTA;
 }
 
 static enum mqtt_reason
@@ -1179,8 +1182,11 @@ on_publish(struct broker *b, struct client *c, struct mqtt_in *in,
 	}
 	r = hand_on(b, c, &p);
 	/* Before 5.0 an acknowledgement cannot say no: without memory the
-	 * client has to come again [MQTT-4.8.0-2]. */
-	if (r == MQTT_QUOTA && c->version != MQTT_5)
+	 * client has to come again [MQTT-4.8.0-2]. Of QoS 0 nothing was
+	 * promised. */
+	if (r == MQTT_QUOTA && p.qos == 0)
+		b->stats.publish_dropped++;
+	else if (r == MQTT_QUOTA && c->version != MQTT_5)
 		client_close(b, c, r, why_not_taken(b));
 	else if (p.qos == 1)
 		send_ack(b, c, MQTT_PUBACK, p.id, r);
@@ -1347,6 +1353,24 @@ may_subscribe(const struct broker *b, const struct client *c,
 	return false;
 }
 
+/* Whether s may have this subscription too; one that it has may always be
+ * replaced. The last one may weigh more than what is left. */
+static bool
+may_have_more(struct broker *b, struct session *s, struct mqtt_str filter)
+{
+	uint32_t max = (uint32_t)b->conf->max_subscriptions;
+
+	if (topic_find_sub(&b->topics, s, filter))
+		return true;
+	if (max > 0 && s->sub_weight >= max) {
+		log_notice("Denied SUBSCRIBE from %s: it has as many "
+		    "subscriptions as max_subscriptions allows (%u).", s->id,
+		    max);
+		return false;
+	}
+	return !relief_needs(b, RELIEF_LASTING);
+}
+
 /* One filter; the code for SUBACK. */
 static uint8_t
 subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
@@ -1368,7 +1392,8 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 	    (const char *)f->filter.p, f->qos);
 	if (s->no && persist_failed(b))
 		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
-	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
+	sub = may_have_more(b, s, f->filter) ? session_subscribe(s, &b->topics,
+	    f, id, &fresh) : NULL;
 	if (sub)
 		persist_sub(b, s, f, id);
 	if (!sub)
@@ -1394,7 +1419,7 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 		    (int)f->filter.len, (const char *)f->filter.p);
 	if (!sub)
 		return MQTT_NO_SUBSCRIPTION_EXISTED;
-	topic_unsubscribe(&b->topics, sub);
+	session_unsubscribe(c->session, &b->topics, sub);
 	persist_unsub(b, c->session, f->filter);
 	return MQTT_OK;
 }
@@ -1451,7 +1476,7 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		client_close(b, c, r, why);
 		return;
 	}
-	codes = mem_alloc(n);
+	codes = mem_alloc_passing(n);
 	if (!codes) {
 		client_close(b, c, MQTT_QUOTA, "out of memory");
 		return;
@@ -1778,7 +1803,7 @@ void
 client_new(struct broker *b, struct listener *l, int fd,
     const struct conn_addr *peer)
 {
-	struct client *c = mem_zalloc(sizeof *c);
+	struct client *c = mem_zalloc_passing(sizeof *c);
 	char name[CONN_NAME];
 
 	conn_name(peer, name);

@@ -1,4 +1,5 @@
 #include "config.h"
+#include "mem.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -733,6 +734,7 @@ static const struct option options[] = {
 	{ "maximum_qos", INT, L(max_qos), .max = 2 },
 	{ "max_queued_bytes", INT, G(max_queued_bytes), .max = INT_MAX },
 	{ "max_queued_messages", INT, G(max_queued_messages), .max = INT_MAX },
+	{ "max_subscriptions", INT, G(max_subscriptions), .max = INT_MAX },
 	{ "max_topic_alias", INT, L(max_topic_alias), .max = 65535 },
 	{ "max_topic_alias_broker", INT, L(max_topic_alias_broker),
 	    .max = 65535 },
@@ -1128,6 +1130,7 @@ set_defaults(struct config *c)
 		.autosave_interval = 1800,
 		.connect_timeout = 30,
 		.max_handshakes = 32,
+		.memory_limit = mem_default_limit(),
 		.login_delay_max = 16,
 		.global_max_clients = -1,
 		.global_max_connections = -1,
@@ -1135,6 +1138,7 @@ set_defaults(struct config *c)
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
+		.max_subscriptions = 10000,
 		.sys_interval = 10,
 		.persistent_client_expiration = -1,
 		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |

@@ -101,6 +101,7 @@ struct config {
 	int max_packet_size;    /* bytes */
 	int max_queued_messages;
 	int max_queued_bytes;
+	int max_subscriptions;  /* of a session, by topic_sub_weight */
 	int message_size_limit; /* bytes of payload */
 	int sys_interval;       /* s */
 	bool persistence;
@@ -110,7 +111,7 @@ struct config {
 	char *persistence_location;     /* NULL: the current folder */
 	char *persistence_file; /* what our files are called; NULL: midge */
 	size_t log_file_size;   /* bytes; 0: no limit */
-	size_t memory_limit;    /* bytes */
+	size_t memory_limit;    /* bytes; 0: no limit */
 	int64_t persistent_client_expiration;   /* s, -1: never */
 	struct log_config log;
 	char *log_file;

@@ -20,7 +20,7 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
-	TIMER_WATCHDOG, TIMER_DAILY,
+	TIMER_WATCHDOG, TIMER_DAILY, TIMER_RELIEF,
 };
 
 struct listener {
@@ -109,6 +109,19 @@ struct takeovers {
 
 #define TAKEOVERS_WATCHED 16            /* identifiers at a time */
 
+/* What gives way when memory is short, see relief.h. */
+enum relief_step {
+	RELIEF_LASTING, RELIEF_NEWCOMERS, RELIEF_QOS0, RELIEF_ACKED,
+	RELIEF_READER, RELIEF_STEPS,
+};
+
+struct relief {
+	struct timer timer;
+	uint64_t count[RELIEF_STEPS];   /* how often, for $SYS */
+	unsigned told;                  /* in this episode, 1 << step */
+	bool wanting;                   /* QoS 1 or 2 was refused lately */
+};
+
 struct sys;
 
 /* The journal of what outlives the broker; see persist.h. */
@@ -149,6 +162,7 @@ struct broker {
 	                                 * is on it then is due at once */
 	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
+	struct relief relief;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
 	struct timer watchdog;          /* the service manager waits for us */

@@ -3,8 +3,8 @@
 # and its own, never one above.
 set -eu
 order="mem hash timer log file config mqtt msg cert tls conn watch topic store
-mosqdb session pwhash passwd acl auth listen service check state persist send
-route client sys broker"
+mosqdb session pwhash passwd acl auth listen service check state persist relief
+send route client sys broker"
 bad=0
 seen=
 for m in $order; do
