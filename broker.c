@@ -141,7 +141,7 @@ accept_clients(struct broker *b, struct listener *l)
 
 	if (*l->tls)
 		read_certificates(b, false);
-	for (int i = 0; i < ACCEPTS_MAX; i++) {
+	for (int i = 0; i < ACCEPTS_MAX && client_make_room(b); i++) {
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,

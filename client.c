@@ -5,6 +5,7 @@
 #include "relief.h"
 #include "route.h"
 #include "send.h"
+#include "strangers.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -257,6 +258,7 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 		detach(b, c, true);
 	if (c->conn.tls)
 		tls_give_up(c->conn.tls);
+	strangers_remove(b, c);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
 }
@@ -576,6 +578,7 @@ attach(struct broker *b, struct client *c, struct session *s,
 	int window = b->conf->max_inflight_messages;
 	int aliases = c->listener->conf->max_topic_alias_broker;
 
+	strangers_remove(b, c);
 	persist_will_done(b, s);
 	session_free_will(s);           /* back in time: not sent */
 	s->will = w;
@@ -1680,6 +1683,17 @@ lost(struct broker *b, struct client *c, const char *reason)
 	client_cut_off(b, c, reason);
 }
 
+/* Those who have not logged in may keep only so much together. */
+static void
+weigh(struct broker *b, struct client *c)
+{
+	struct client *heavy = strangers_weigh(b, c);
+
+	if (heavy)
+		client_cut_off(b, heavy, "the connections that have not "
+		    "logged in hold too much input, and it most");
+}
+
 void
 client_input(struct broker *b, struct client *c)
 {
@@ -1692,8 +1706,10 @@ client_input(struct broker *b, struct client *c)
 	r = conn_read(&c->conn, b->buf, &data, &n);
 	if (c->conn.tls && c->conn.out_len > 0)
 		todo(b, c);             /* an alert */
-	if (r == 0)
+	if (r == 0) {
+		weigh(b, c);
 		return;
+	}
 	if (r < 0 && errno == EPROTO && c->state < CLIENT_CLOSING) {
 		client_broken(b, c);
 		return;
@@ -1711,6 +1727,7 @@ client_input(struct broker *b, struct client *c)
 	done = handle(b, c, data, n, &whole);
 	if (!conn_keep(&c->conn, data + done, n - done, whole))
 		client_cut_off(b, c, "out of memory");
+	weigh(b, c);
 	if (c->conn.ready)
 		todo(b, c);
 	else if (c->state < CLIENT_CLOSING && c->conn.tls &&
@@ -1799,6 +1816,19 @@ client_init(struct broker *b, struct client *c, struct listener *l, int fd,
 	return false;
 }
 
+bool
+client_make_room(struct broker *b)
+{
+	struct client *oldest;
+
+	if (!strangers_full(b, &oldest))
+		return true;
+	if (oldest)
+		client_cut_off(b, oldest, "too many connections that have not "
+		    "logged in");
+	return oldest;
+}
+
 void
 client_new(struct broker *b, struct listener *l, int fd,
     const struct conn_addr *peer)
@@ -1819,6 +1849,7 @@ client_new(struct broker *b, struct listener *l, int fd,
 		    l->conf->port);
 	(*l->n_connections)++;
 	b->stats.connections++;
+	strangers_add(b, c);
 	timer_set(&b->timers, &c->timer, b->now_ms + (c->conn.tls &&
 	    b->conf->connect_timeout > HANDSHAKE_S ? HANDSHAKE_S :
 	    b->conf->connect_timeout) * 1000);
@@ -1827,6 +1858,7 @@ client_new(struct broker *b, struct listener *l, int fd,
 void
 client_free(struct broker *b, struct client *c)
 {
+	strangers_remove(b, c);
 	send_forget_held(b, c);
 	watch_remove(&b->watch, &c->conn);
 	conn_fini(&c->conn);

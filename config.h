@@ -90,6 +90,7 @@ struct config {
 	char *pid_file;
 	char *user;             /* to run as when started by root */
 	int connect_timeout;    /* s */
+	int max_connecting;     /* connections that have not logged in */
 	int max_handshakes;     /* TLS, at a time */
 	const char *tls_keylog; /* file; NULL: none */
 	int login_delay_max;    /* s, 0: no delays */

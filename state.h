@@ -68,13 +68,22 @@ struct client {
 	struct session *session;        /* while CLIENT_UP */
 	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
-	struct aliases *from_client, *to_client;
+	union {
+		struct {                /* while stranger: strangers.h */
+			struct client *older, *newer;
+		};
+		struct {
+			struct aliases *from_client, *to_client;
+		};
+	};
 	int64_t last_in_ms;             /* a whole packet */
 	uint32_t packet_max;            /* the client's Maximum Packet Size */
 	uint16_t keepalive;             /* s, as in force */
 	uint16_t unreleased;            /* QoS 2 messages that came first on
 	                                 * this connection, before PUBREL */
 	uint8_t state;                  /* enum client_state */
+	bool stranger;                  /* it has not logged in yet */
+	uint32_t keeps;                 /* bytes, while it has not */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
 	bool bridge;
 	bool certified;                 /* its certificate gave its user name */
@@ -108,6 +117,14 @@ struct takeovers {
 };
 
 #define TAKEOVERS_WATCHED 16            /* identifiers at a time */
+
+/* Connections that have not logged in, see strangers.h. */
+struct strangers {
+	struct client *oldest, *newest;
+	uint32_t n;
+	uint64_t bytes;                 /* that they keep */
+	bool told;                      /* that there are too many */
+};
 
 /* What gives way when memory is short, see relief.h. */
 enum relief_step {
@@ -163,6 +180,7 @@ struct broker {
 	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
 	struct relief relief;
+	struct strangers strangers;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
 	struct timer watchdog;          /* the service manager waits for us */

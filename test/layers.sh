@@ -3,7 +3,7 @@
 # and its own, never one above.
 set -eu
 order="mem hash timer log file config mqtt msg cert tls conn watch topic store
-mosqdb session pwhash passwd acl auth listen service check state persist relief
+mosqdb session pwhash passwd acl auth listen service check state strangers persist relief
 send route client sys broker"
 bad=0
 seen=
