@@ -948,8 +948,7 @@ read_sub(struct replay *r, struct reader *in, struct session *s)
 	    (mqtt_is_shared(f.filter) &&
 	    !mqtt_split_shared(f.filter, &name, &rest)) ||
 	    mqtt_filter_fault(rest);
-	return in->bad || topic_subscribe(&r->b->topics, s, &s->subs, &f, id,
-	    &fresh);
+	return in->bad || session_subscribe(s, &r->b->topics, &f, id, &fresh);
 }
 
 static void
@@ -958,7 +957,7 @@ read_unsub(struct replay *r, struct reader *in, struct session *s)
 	struct sub *sub = topic_find_sub(&r->b->topics, s, get_rest(in));
 
 	if (sub)
-		topic_unsubscribe(&r->b->topics, sub);
+		session_unsubscribe(s, &r->b->topics, sub);
 }
 
 /* The Subscription Identifiers at the end of a record; *ids is the caller's. */
@@ -1288,7 +1287,7 @@ import_subscription(void *arg, const struct mosqdb_subscription *sub)
 	struct session *s = client_of(r, sub->id);
 	bool fresh;
 
-	return s && topic_subscribe(&r->b->topics, s, &s->subs, &sub->filter,
+	return s && session_subscribe(s, &r->b->topics, &sub->filter,
 	    sub->subid, &fresh);
 }
 
