@@ -90,12 +90,14 @@ publish_will(struct broker *b, struct session *s)
 	struct msg *m = w->msg;
 	int64_t expires_ms = w->has_expiry ?
 	    b->now_ms + (int64_t)w->expiry * 1000 : MSG_NEVER;
+	bool recorded = persist_will_goes(b, s);
 
 	msg_ref(m);
-	persist_will_done(b, s);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
 	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
+	if (recorded)
+		persist_will_gone(b, s);
 	msg_unref(m);
 }
 
@@ -601,8 +603,9 @@ attach(struct broker *b, struct client *c, struct session *s,
 	int aliases = c->listener->conf->max_topic_alias_broker;
 
 	strangers_remove(b, c);
-	persist_will_done(b, s);
-	session_free_will(s);           /* back in time: not sent */
+	if (persist_will_goes(b, s))    /* back in time: not sent */
+		persist_will_gone(b, s);
+	session_free_will(s);
 	s->will = w;
 	s->client = c;
 	s->expires_ms = TIMER_NEVER;

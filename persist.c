@@ -59,7 +59,8 @@ put_bytes(uint8_t *p, const void *s, size_t n)
 }
 
 /* Room for a record. NULL: it cannot be taken; then the state is written anew
- * as soon as that is possible, and who asked for it is refused. */
+ * as soon as that is possible, nothing is acknowledged before, and who asked
+ * for it is refused. */
 static uint8_t *
 begin(struct broker *b, enum record type, size_t n)
 {
@@ -67,7 +68,7 @@ begin(struct broker *b, enum record type, size_t n)
 
 	if (!p) {
 		b->persist.lost = true;
-		store_compact(&b->persist.store);
+		store_incomplete(&b->persist.store);
 	}
 	return p;
 }
@@ -246,18 +247,28 @@ persist_gone(struct broker *b, struct session *s)
 	put_gone(b, s);
 }
 
+bool
+persist_will_goes(struct broker *b, struct session *s)
+{
+	/* That of a client that is connected was not recorded. */
+	if (s->no == 0 || !s->will || !s->will->msg->recorded)
+		return false;
+	s->will->msg->recorded--;
+	b->persist.group = true;
+	return true;
+}
+
 void
-persist_will_done(struct broker *b, struct session *s)
+persist_will_gone(struct broker *b, const struct session *s)
 {
 	uint8_t *p;
 
-	/* That of a client that is connected was not recorded. */
-	if (s->no == 0 || !s->will || !s->will->msg->recorded)
-		return;
-	s->will->msg->recorded--;
+	b->persist.group = false;
 	p = begin(b, WILL, 29);
-	if (!p)
+	if (!p) {
+		persist_drop_group(b);
 		return;
+	}
 	memset(put32(p, s->no), 0, 25);
 	finish(b, STORE_NOW);
 }
@@ -439,7 +450,7 @@ persist_drop_group(struct broker *b)
 		return;
 	store_drop(&b->persist.store);
 	b->persist.pos = store_end_position(&b->persist.store);
-	store_compact(&b->persist.store);
+	store_incomplete(&b->persist.store);
 }
 
 void

@@ -127,8 +127,11 @@ void persist_session(struct broker *b, struct session *s);
 /* It has left; s goes on, perhaps with a will that waits. */
 void persist_gone(struct broker *b, struct session *s);
 
-/* Its will does not wait any more; to be called before it is freed. */
-void persist_will_done(struct broker *b, struct session *s);
+/* Its will does not wait any more; the first is called before it is freed, and
+ * if it returns true the second when it is published, or not to be: what is
+ * recorded in between counts together with that. */
+bool persist_will_goes(struct broker *b, struct session *s);
+void persist_will_gone(struct broker *b, const struct session *s);
 
 /* s ends, or does not last any more. */
 void persist_end(struct broker *b, struct session *s);
