@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "relief.h"
 #include "route.h"
 #include "sandbox.h"
 #include "state.h"
@@ -142,7 +143,7 @@ accept_clients(struct broker *b, struct listener *l)
 
 	if (*l->tls)
 		read_certificates(b, false);
-	for (int i = 0; i < ACCEPTS_MAX; i++) {
+	for (int i = 0; i < ACCEPTS_MAX && client_make_room(b); i++) {
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
@@ -168,6 +169,21 @@ accept_clients(struct broker *b, struct listener *l)
 }
 
 /* ---- one turn ---- */
+
+/* Memory is short: the slowest reader goes, and nothing is sent any more to one
+ * that takes nothing. */
+static void
+relieve(struct broker *b)
+{
+	struct client *c = relief_timer(b);
+
+	if (!c)
+		return;
+	client_close(b, c, MQTT_QUOTA, "it reads slowest, and memory is short "
+	    "(memory_limit)");
+	if (c->blocked)
+		client_cut_off(b, c, NULL);
+}
 
 static void
 on_fixed(void *arg, int fd)
@@ -242,6 +258,9 @@ on_timer(struct broker *b, struct timer *t)
 		break;
 	case TIMER_DAILY:
 		remind(b);
+		break;
+	case TIMER_RELIEF:
+		relieve(b);
 		break;
 	case TIMER_WATCHDOG:
 		feed_watchdog(b);
@@ -389,6 +408,7 @@ turn(struct broker *b)
 	client_disk_done(b);
 	log_flush();            /* what is answered can be read in the log */
 	settle(b);
+	relief_turn(b);
 	watch_sweep(&b->watch);
 	for (unsigned i = 0; i < b->n_listeners; i++) {
 		if (b->listeners[i].pending)
@@ -469,6 +489,7 @@ init(struct broker *b)
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
 	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
+	    !relief_init(b) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
@@ -525,6 +546,7 @@ stop(struct broker *b)
 	timer_fini(&b->timers, &b->accept_timer);
 	timer_fini(&b->timers, &b->watchdog);
 	timer_fini(&b->timers, &b->daily);
+	relief_fini(b);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -557,6 +579,9 @@ log_start(const struct config *c)
 	    "queued per client (max_queued_messages), %d in flight "
 	    "(max_inflight_messages).", c->max_packet_size,
 	    c->max_queued_messages, c->max_inflight_messages);
+	if (c->memory_limit)
+		log_info("Limit: %zu bytes of memory for all clients "
+		    "(memory_limit).", c->memory_limit);
 }
 
 /* What only root may do is done: from here on it is not needed any more. */

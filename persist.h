@@ -66,6 +66,16 @@ persist_mark(struct broker *b)
 	b->persist.lost = false;
 }
 
+/* Whether a record could not be taken since it was asked last. */
+static inline bool
+persist_lost(struct broker *b)
+{
+	bool lost = b->persist.lost;
+
+	b->persist.lost = false;
+	return lost;
+}
+
 /* What the answer to the packet at hand waits for, 0: nothing. */
 static inline uint64_t
 persist_awaited(const struct broker *b)

@@ -32,17 +32,25 @@ def shim():
     return path
 
 
+def environment(**tricks):
+    """For a process that the shim is to be in. A sanitizer would insist on being the first."""
+    options = os.environ.get("ASAN_OPTIONS", "")
+    return {"LD_PRELOAD": shim(), "ASAN_OPTIONS": options + ":" * bool(options) + "verify_asan_link_order=0",
+            **tricks}
+
+
+def clock_off(seconds):
+    """The environment in which time() is off by so much."""
+    return environment(DISK_CLOCK=str(seconds))
+
+
 class Disk:
-    def __init__(self, clock=0):
+    def __init__(self):
         self.dir = tempfile.mkdtemp(prefix="midge-disk-")
         os.chmod(self.dir, 0o755)
         self._write("syncs", "")
         os.chmod(self._path("syncs"), 0o666)
-        options = os.environ.get("ASAN_OPTIONS", "")
-        self.env = {"LD_PRELOAD": shim(), "DISK_TRICKS": self.dir,
-                    "ASAN_OPTIONS": options + ":" * bool(options) + "verify_asan_link_order=0"}
-        if clock:
-            self.env["DISK_CLOCK"] = str(clock)
+        self.env = environment(DISK_TRICKS=self.dir)
 
     def cleanup(self):
         shutil.rmtree(self.dir, ignore_errors=True)
