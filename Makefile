@@ -32,9 +32,13 @@ $(B)/%.o: %.c Makefile | compiler
 	@mkdir -p $(B)
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
+# persist is tried with a journal in memory (test/journal.h) in place of store.
+AWAY_persist = store
+
 $(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h \
-		test/numbers.h $(MODULES)
-	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< $(MODULES) $(LIBS)
+		test/numbers.h test/journal.h $(MODULES)
+	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< \
+		$(filter-out $(AWAY_$*:%=$(B)/%.o),$(MODULES)) $(LIBS)
 
 # store with the calls that touch the disk in the hands of the tests.
 DISK = pwrite pwritev fdatasync fsync ftruncate fallocate rename unlink open \
@@ -44,6 +48,13 @@ $(B)/storetool: test/storetool.c test/faults.c test/faults.h test/numbers.h \
 		$(MODULES)
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) $(DISK:%=-Wl,--wrap=%) \
 		-o $@ test/storetool.c test/faults.c $(MODULES) $(LIBS)
+
+# The broker with its allocations in the hands of the tests.
+ALLOC = malloc calloc realloc strdup opendir fdopen getline scandir
+
+$(B)/midge-alloc: test/alloc.c $(OBJ)
+	$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(ALLOC:%=-Wl,--wrap=%) -o $@ \
+		test/alloc.c $(OBJ) $(LIBS)
 
 $(B)/load: test/load.c | compiler
 	@mkdir -p $(B)
@@ -65,7 +76,8 @@ run: $(B)/midge
 	@$(B)/midge -v
 
 # All tests: C units, the broker over sockets, real clients, the layers.
-test: tools-test $(B)/midge $(B)/storetool $(UNITS:%=$(B)/%) check
+test: tools-test $(B)/midge $(B)/midge-alloc $(B)/storetool \
+		$(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
 
@@ -94,6 +106,11 @@ crash: $(B)/midge
 	MIDGE="$(B)/midge" BUILD="$(B)" /usr/bin/python3 test/crash.py \
 		--kills $(N) $(if $(SEED),--seed $(SEED))
 
+# Mixed load for T seconds: does memory, or anything else, grow?
+soak: $(B)/midge
+	@test/need.sh "the soak test" python3 python3-pytest openssl
+	MIDGE="$(B)/midge" /usr/bin/python3 test/soak.py $(T)
+
 # Each fuzzer for T seconds, from its seeds in test/corpus if it has some.
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
@@ -104,10 +121,10 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h $(SRC) $(wildcard *.h) | tools-fuzz
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(SRC) $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
-		-o $@ $< $(filter-out broker.c,$(SRC)) $(LIBS)
+		-o $@ $< $(filter-out broker.c $(AWAY_$*:%=%.c),$(SRC)) $(LIBS)
 
 tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
@@ -137,5 +154,5 @@ install: $(B)/midge
 clean:
 	rm -rf build
 
-.PHONY: all compiler run test tools-test asan bench crash fuzz tools-fuzz check \
-	install clean
+.PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
+	check install clean

@@ -137,8 +137,10 @@ find_usual_rounds(struct users *us)
 	if (us->by_name.n == 0)
 		return true;
 	all = malloc(us->by_name.n * sizeof *all);
-	if (!all)
+	if (!all) {
+		log_error("Error: Out of memory for the users.");
 		return false;
+	}
 	for (uint32_t i = 0; i <= us->by_name.mask; i++)
 		for (struct hash_link *l = us->by_name.bucket[i]; l;
 		    l = l->next)

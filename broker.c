@@ -17,6 +17,8 @@
 #include "passwd.h"
 #include "persist.h"
 #include "relief.h"
+#include "route.h"
+#include "sandbox.h"
 #include "state.h"
 #include "sys.h"
 
@@ -389,6 +391,7 @@ turn(struct broker *b)
 	    .conn = on_conn, .signal = on_signal };
 	struct timer *t;
 
+	sandbox_tell();
 	log_flush();
 	watch_run(&b->watch, timeout(b), &calls);
 	b->now_ms = b->watch.now_ms;
@@ -447,9 +450,12 @@ open_listeners(struct broker *b)
 		/* Without IPv6 the other loopback address still serves. */
 		if (n < 0 && !(k->listeners[i].local && b->n_listeners))
 			return false;
-		for (int j = 0; j < n; j++)
-			if (!add_listener(b, i, fds[j]))
-				return false;
+		for (int j = 0; j < n; j++) {
+			if (add_listener(b, i, fds[j]))
+				continue;
+			log_error("Error: Unable to start: out of memory.");
+			return false;
+		}
 		listen_explain(&k->listeners[i]);
 	}
 	return true;
@@ -584,6 +590,8 @@ become_user(struct broker *b)
 {
 	if (b->conf->pid_file)
 		service_write_pid_file(&b->service, b->conf->pid_file);
+	if (b->conf->chroot && !service_chroot(b->conf))
+		return false;
 	if (service_drop(&b->service))
 		return true;
 	log_error("Error: Unable to become the user that midge is to run as: "
@@ -592,8 +600,21 @@ become_user(struct broker *b)
 }
 
 static void
+hand_on_imported(struct broker *b)
+{
+	struct msg *m;
+
+	while ((m = persist_imported(b))) {
+		route_msg(b, m, m->expires_ms, NULL);
+		msg_unref(m);
+	}
+}
+
+static void
 serve(struct broker *b)
 {
+	hand_on_imported(b);
+	sandbox_enter(SANDBOX_BROKER);
 	log_to_topic(sys_log, b);
 	log_info("midge version " MIDGE_VERSION " running");
 	log_flush();
@@ -618,6 +639,7 @@ run(struct broker *b)
 	raise_descriptor_limit();
 	hash_seed();
 	mem_set_limit(b->conf->memory_limit);
+	sandbox_init(b->conf->sandbox);
 	if (!auth_load(&b->auth, b->conf))
 		return EXIT_FILES;
 	if (!init(b)) {

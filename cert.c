@@ -32,13 +32,7 @@ reason(const char *fmt, ...)
 	return text;
 }
 
-static void *
-must(void *p)
-{
-	if (!p)
-		abort();        /* start-up */
-	return p;
-}
+static const char no_memory[] = "there is not enough memory for it";
 
 /* ---- DER ---- */
 
@@ -578,7 +572,11 @@ read_file(const char *path, size_t *len, const char **why)
 		    "it is not a file";
 		goto out;
 	}
-	text = must(malloc((size_t)st.st_size + 2));
+	text = malloc((size_t)st.st_size + 2);
+	if (!text) {
+		*why = no_memory;
+		goto out;
+	}
 	while (*len < (size_t)st.st_size && (n = read(fd, text + *len,
 	    (size_t)st.st_size - *len)) > 0)
 		*len += (size_t)n;
@@ -655,7 +653,11 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 		return false;
 	len = clean(text, full);
 	/* Enough at once: a key is not left behind in blocks that grew. */
-	o = (struct object){ .der = must(malloc(full)), .cap = full };
+	o = (struct object){ .der = malloc(full), .cap = full };
+	if (!o.der) {
+		*why = no_memory;
+		ok = false;
+	}
 	br_pem_decoder_init(&pem);
 	while (ok && at < len) {
 		at += br_pem_decoder_push(&pem, text + at, len - at);
@@ -687,14 +689,32 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 	return ok;
 }
 
-void
+/* NULL: no memory. */
+static uint8_t *
+copy_bytes(const uint8_t *p, size_t n)
+{
+	uint8_t *q = malloc(n ? n : 1);
+
+	if (q)
+		memcpy(q, p, n);
+	return q;
+}
+
+bool
 certs_add(struct certs *cs, const uint8_t *p, size_t len)
 {
-	uint8_t *copy = must(malloc(len ? len : 1));
+	br_x509_certificate *der = realloc(cs->der,
+	    (cs->n + 1) * sizeof *der);
+	uint8_t *copy;
 
-	memcpy(copy, p, len);
-	cs->der = must(realloc(cs->der, (cs->n + 1) * sizeof *cs->der));
-	cs->der[cs->n++] = (br_x509_certificate){ copy, len };
+	if (!der)
+		return false;
+	cs->der = der;
+	copy = copy_bytes(p, len);
+	if (!copy)
+		return false;
+	der[cs->n++] = (br_x509_certificate){ copy, len };
+	return true;
 }
 
 static bool
@@ -710,8 +730,10 @@ add_cert(void *arg, const char *name, uint8_t *der, size_t len,
 		*why = reason("certificate %zu is damaged", cs->n + 1);
 		return false;
 	}
-	certs_add(cs, der, len);
-	return true;
+	if (certs_add(cs, der, len))
+		return true;
+	*why = no_memory;
+	return false;
 }
 
 bool
@@ -824,7 +846,11 @@ has_text(const char *path, const char *what)
 bool
 cert_read_key(struct cert_key *k, const char *path, const char **why)
 {
-	*k = (struct cert_key){ .box = must(calloc(1, sizeof *k->box)) };
+	*k = (struct cert_key){ .box = calloc(1, sizeof *k->box) };
+	if (!k->box) {
+		*why = no_memory;
+		return false;
+	}
 	/* The old form of encryption says so inside of the object. */
 	if (has_text(path, "Proc-Type: 4,ENCRYPTED")) {
 		add_key(k, "ENCRYPTED PRIVATE KEY", NULL, 0, why);
@@ -914,27 +940,37 @@ cert_key_fits(const struct cert_key *k, const br_x509_certificate *c,
 
 /* ---- anchors ---- */
 
-static uint8_t *
-copy_bytes(const uint8_t *p, size_t n)
+static void
+free_pkey(br_x509_pkey *k)
 {
-	uint8_t *q = must(malloc(n ? n : 1));
-
-	memcpy(q, p, n);
-	return q;
+	if (k->key_type == BR_KEYTYPE_RSA) {
+		free(k->key.rsa.n);
+		free(k->key.rsa.e);
+	} else {
+		free(k->key.ec.q);
+	}
 }
 
-static void
+/* false: no memory. */
+static bool
 copy_pkey(br_x509_pkey *to, const br_x509_pkey *from)
 {
+	bool ok;
+
 	*to = *from;
 	if (from->key_type == BR_KEYTYPE_RSA) {
 		to->key.rsa.n = copy_bytes(from->key.rsa.n,
 		    from->key.rsa.nlen);
 		to->key.rsa.e = copy_bytes(from->key.rsa.e,
 		    from->key.rsa.elen);
+		ok = to->key.rsa.n && to->key.rsa.e;
 	} else {
 		to->key.ec.q = copy_bytes(from->key.ec.q, from->key.ec.qlen);
+		ok = to->key.ec.q != NULL;
 	}
+	if (!ok)
+		free_pkey(to);
+	return ok;
 }
 
 static bool
@@ -960,7 +996,10 @@ add_anchor(struct anchors *as, const br_x509_certificate *c,
 	 * too. One that is none can vouch for itself only. */
 	ta->flags = br_x509_decoder_isCA(&dec) || (info->v1 &&
 	    der_eq(info->issuer, info->subject)) ? BR_X509_TA_CA : 0;
-	copy_pkey(&ta->pkey, br_x509_decoder_get_pkey(&dec));
+	if (!copy_pkey(&ta->pkey, br_x509_decoder_get_pkey(&dec))) {
+		*why = no_memory;
+		return false;
+	}
 	as->n++;
 	return true;
 }
@@ -990,8 +1029,13 @@ anchors_init(struct anchors *as, struct certs *cs, const char **why)
 	if (as->certs.n)
 		qsort(as->certs.der, as->certs.n, sizeof *as->certs.der,
 		    by_end);
-	as->ta = must(calloc(as->certs.n + 1, sizeof *as->ta));
-	as->info = must(calloc(as->certs.n + 1, sizeof *as->info));
+	as->ta = calloc(as->certs.n + 1, sizeof *as->ta);
+	as->info = calloc(as->certs.n + 1, sizeof *as->info);
+	if (!as->ta || !as->info) {
+		*why = no_memory;
+		anchors_free(as);
+		return false;
+	}
 	for (size_t i = 0; i < as->certs.n; i++) {
 		if (add_anchor(as, &as->certs.der[i], why))
 			continue;
@@ -1004,16 +1048,8 @@ anchors_init(struct anchors *as, struct certs *cs, const char **why)
 void
 anchors_free(struct anchors *as)
 {
-	for (size_t i = 0; i < as->n; i++) {
-		br_x509_pkey *k = &as->ta[i].pkey;
-
-		if (k->key_type == BR_KEYTYPE_RSA) {
-			free(k->key.rsa.n);
-			free(k->key.rsa.e);
-		} else {
-			free(k->key.ec.q);
-		}
-	}
+	for (size_t i = 0; i < as->n; i++)
+		free_pkey(&as->ta[i].pkey);
 	free(as->ta);
 	free(as->info);
 	certs_free(&as->certs);
@@ -1151,7 +1187,7 @@ look_for_critical(struct der list, bool *critical)
 }
 
 static bool
-read_serials(struct crl *c, struct der list)
+read_serials(struct crl *c, struct der list, const char **why)
 {
 	struct der all = list, entry, serial, extensions;
 	int64_t since;
@@ -1162,7 +1198,11 @@ read_serials(struct crl *c, struct der list)
 		    ++n > CRL_SERIALS_MAX)
 			return false;
 	}
-	c->serials = must(calloc(n + 1, sizeof *c->serials));
+	c->serials = calloc(n + 1, sizeof *c->serials);
+	if (!c->serials) {
+		*why = no_memory;
+		return false;
+	}
 	while (list.len) {
 		take(&list, SEQUENCE, &entry, NULL);
 		if (!take(&entry, INTEGER, &serial, NULL) ||
@@ -1178,10 +1218,10 @@ read_serials(struct crl *c, struct der list)
 	return true;
 }
 
-/* Takes a list apart. false: damaged. */
+/* Takes a list apart. false: damaged, or *why says what else. */
 static bool
 parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
-    struct der *alg, struct der *sig)
+    struct der *alg, struct der *sig, const char **why)
 {
 	struct der list, tbs, d, serials, extensions = { 0 };
 
@@ -1204,13 +1244,30 @@ parse_crl(struct der whole, struct crl *c, struct der *tbs_whole,
 	    !take(&d, SEQUENCE, &extensions, NULL))
 		return false;
 	return look_for_critical(extensions, &c->critical) &&
-	    read_serials(c, serials);
+	    read_serials(c, serials, why);
 }
 
 struct crl_reader {
 	struct crls *cs;
 	const struct anchors *as;
 };
+
+/* For one more list. */
+static bool
+make_room(struct crls *cs)
+{
+	struct crl *list = realloc(cs->list, (cs->n + 1) * sizeof *list);
+	uint8_t **der;
+
+	if (!list)
+		return false;
+	cs->list = list;
+	der = realloc(cs->der, (cs->n + 1) * sizeof *der);
+	if (!der)
+		return false;
+	cs->der = der;
+	return true;
+}
 
 static bool
 add_crl(void *arg, const char *name, uint8_t *der, size_t len,
@@ -1224,14 +1281,15 @@ add_crl(void *arg, const char *name, uint8_t *der, size_t len,
 
 	if (strcmp(name, "X509 CRL"))
 		return true;
-	cs->list = must(realloc(cs->list, (cs->n + 1) * sizeof *cs->list));
-	cs->der = must(realloc(cs->der, (cs->n + 1) * sizeof *cs->der));
-	cs->der[cs->n] = copy_bytes(der, len);
+	if (!make_room(cs) || !(cs->der[cs->n] = copy_bytes(der, len))) {
+		*why = no_memory;
+		return false;
+	}
+	*why = reason("list %zu is damaged", cs->n + 1);
 	if (!parse_crl((struct der){ cs->der[cs->n], len }, &c, &tbs, &alg,
-	    &sig)) {
+	    &sig, why)) {
 		free(c.serials);
 		free(cs->der[cs->n]);
-		*why = reason("list %zu is damaged", cs->n + 1);
 		return false;
 	}
 	cs->list[cs->n++] = c;

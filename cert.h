@@ -72,8 +72,8 @@ bool certs_read(struct certs *cs, const char *path, const char **why);
 /* Adds those of every *.crt and *.pem file of a directory. */
 bool certs_read_dir(struct certs *cs, const char *dir, const char **why);
 
-/* Adds a copy. */
-void certs_add(struct certs *cs, const uint8_t *p, size_t len);
+/* Adds a copy. false: no memory. */
+bool certs_add(struct certs *cs, const uint8_t *p, size_t len);
 void certs_free(struct certs *cs);
 
 /* A private key: type is BR_KEYTYPE_RSA or BR_KEYTYPE_EC. */

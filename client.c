@@ -122,7 +122,7 @@ leave_will(struct broker *b, struct session *s)
 	if (wait == 0)
 		publish_will(b, s);
 	else
-		s->will_ms = b->now_ms + (int64_t)wait * 1000;
+		s->will->due_ms = b->now_ms + (int64_t)wait * 1000;
 }
 
 /* Parts connection and session; the session goes on alone or ends. */
@@ -159,7 +159,7 @@ client_session_timer(struct broker *b, struct session *s)
 		client_end_session(b, s);
 		return;
 	}
-	if (s->will && s->will_ms <= b->now_ms)
+	if (s->will && s->will->due_ms <= b->now_ms)
 		publish_will(b, s);
 	session_set_timer(&b->sessions, s);
 }
@@ -226,7 +226,7 @@ hang_up(struct broker *b, struct client *c)
 {
 	if (c->conn.tls)
 		tls_give_up(c->conn.tls);
-	send_forget_held(b, c);
+	send_forget_held(c);
 	c->state = CLIENT_CLOSING;
 	timer_set(&b->timers, &c->timer, b->now_ms + LINGER_MS);
 	todo(b, c);
@@ -419,7 +419,8 @@ new_will(const struct client *c, const struct mqtt_connect *k)
 
 	if (!w)
 		return NULL;
-	*w = (struct will){ .delay = k->will_props.will_delay,
+	*w = (struct will){ .due_ms = TIMER_NEVER,
+	    .delay = k->will_props.will_delay,
 	    .expiry = k->will_props.message_expiry,
 	    .has_expiry = mqtt_has(&k->will_props, MQTT_P_MESSAGE_EXPIRY) };
 	if (mount(c, &p.topic, &own)) {
@@ -559,6 +560,14 @@ new_aliases(uint16_t max)
 	return a;
 }
 
+static struct alias_tables *
+alias_tables(struct client *c)
+{
+	if (!c->aliases)
+		c->aliases = mem_zalloc(sizeof *c->aliases);
+	return c->aliases;
+}
+
 static void
 free_aliases(struct aliases *a)
 {
@@ -598,7 +607,8 @@ attach(struct broker *b, struct client *c, struct session *s,
 	c->packet_max = k->props.packet_max;
 	if (k->props.alias_max < aliases)
 		aliases = k->props.alias_max;
-	c->to_client = new_aliases((uint16_t)aliases);
+	if (aliases > 0 && alias_tables(c))
+		c->aliases->to_client = new_aliases((uint16_t)aliases);
 	b->sessions.n_connected++;
 	persist_session(b, s);
 }
@@ -806,11 +816,17 @@ leave_login(struct broker *b, struct client *c)
 	todo(b, c);
 }
 
+/* Has what was decoded refer to l's own copy of the packet. */
 static void
-rebase(struct mqtt_str *s, const uint8_t *from, const uint8_t *to)
+rebase(struct login *l, const uint8_t *from)
 {
-	if (s->p)
-		s->p = to + (s->p - from);
+	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
+	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
+	    &l->k.will_props.forward };
+
+	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+		if (views[i]->p)
+			views[i]->p = l->packet + (views[i]->p - from);
 }
 
 /* Has the password of a CONNECT checked, turn by turn. body: the packet's, of
@@ -820,9 +836,6 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
     const struct auth_check *check, const uint8_t *body, size_t len)
 {
 	struct login *l = mem_alloc(sizeof *l + len);
-	struct mqtt_str *views[] = { &l->k.id, &l->k.user, &l->k.password,
-	    &l->k.will_topic, &l->k.will_payload, &l->k.props.forward,
-	    &l->k.will_props.forward };
 
 	if (!l) {
 		refuse(b, c, MQTT_QUOTA, "out of memory for the login");
@@ -831,8 +844,7 @@ begin_login(struct broker *b, struct client *c, const struct mqtt_connect *k,
 	*l = (struct login){ .client = c, .check = *check, .k = *k,
 	    .len = (uint32_t)len };
 	memcpy(l->packet, body, len);
-	for (size_t i = 0; i < sizeof views / sizeof *views; i++)
-		rebase(views[i], body, l->packet);
+	rebase(l, body);
 	link_login(b, l);
 	c->login = l;
 	c->state = CLIENT_LOGIN;
@@ -1016,11 +1028,11 @@ resolve_alias(struct client *c, struct mqtt_publish *p, const char **why)
 		*why = "topic alias above the maximum";
 		return MQTT_BAD_ALIAS;  /* [MQTT5-3.3.2-9] */
 	}
-	if (!c->from_client)
-		c->from_client = new_aliases((uint16_t)max);
-	if (!c->from_client)
+	if (alias_tables(c) && !c->aliases->from_client)
+		c->aliases->from_client = new_aliases((uint16_t)max);
+	if (!c->aliases || !c->aliases->from_client)
 		return MQTT_QUOTA;
-	t = &c->from_client->topic[p->alias - 1];
+	t = &c->aliases->from_client->topic[p->alias - 1];
 	p->alias = 0;
 	if (p->topic.len == 0) {
 		p->topic = *t;
@@ -1113,6 +1125,14 @@ hand_on(struct broker *b, struct client *c, const struct mqtt_publish *p)
 	return r;
 }
 
+/* An answer that repeats one waits as long as that one. */
+static void
+await_all(struct broker *b, const struct client *c)
+{
+	if (c->session->no)
+		persist_await_all(b);
+}
+
 static const char *
 why_not_taken(const struct broker *b)
 {
@@ -1128,7 +1148,7 @@ publish_qos2(struct broker *b, struct client *c, struct mqtt_publish *p)
 	enum mqtt_reason r;
 
 	if (session_received(c->session, p->id)) {
-		persist_await_all(b);
+		await_all(b, c);
 		send_ack(b, c, MQTT_PUBREC, p->id, MQTT_OK);
 		return;
 	}
@@ -1245,7 +1265,7 @@ on_pubrec(struct broker *b, struct client *c, const struct mqtt_ack *a)
 		return;
 	}
 	if (d->state == RELEASED)
-		persist_await_all(b);
+		await_all(b, c);
 	persist_released(b, c->session, d);
 	delivery_release(d);
 	send_ack(b, c, MQTT_PUBREL, a->id, MQTT_OK);
@@ -1262,7 +1282,7 @@ on_pubrel(struct broker *b, struct client *c, const struct mqtt_ack *a)
 	if (found)
 		persist_let_go(b, c->session, a->id);
 	else
-		persist_await_all(b);
+		await_all(b, c);
 	send_ack(b, c, MQTT_PUBCOMP, a->id, found ? MQTT_OK :
 	    MQTT_ID_NOT_FOUND);
 }
@@ -1485,7 +1505,8 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		return;
 	}
 	log_debug("Received %s from %s", mqtt_type_name(t), client_id(c));
-	persist_await_all(b);           /* one that is gone is gone */
+	if (!persist_failed(b))
+		await_all(b, c);        /* one that is gone is gone */
 	each_filter(b, c, in, t, pr.subscription_id, codes);
 	if (!send_suback(b, c, t == MQTT_SUBSCRIBE ? MQTT_SUBACK :
 	    MQTT_UNSUBACK, id, codes, n))
@@ -1617,7 +1638,7 @@ header_ok(struct broker *b, struct client *c, const struct mqtt_header *h)
 static bool
 choked(const struct broker *b, const struct client *c)
 {
-	return conn_choked(&c->conn) || (c->held && persist_busy(b));
+	return conn_choked(&c->conn) || send_choked(b, c);
 }
 
 /* The head of a record with a handshake; no CONNECT begins like that. */
@@ -1754,18 +1775,14 @@ void
 client_disk_done(struct broker *b)
 {
 	uint64_t durable = store_durable(&b->persist.store);
-	struct client *c = b->holders, *next;
+	bool failed = persist_failed(b);
 
-	if (!c || durable == b->persist.told)
+	if (!b->holders || (durable == b->persist.told &&
+	    failed == b->persist.told_failed))
 		return;
 	b->persist.told = durable;
-	b->holders = NULL;
-	for (; c; c = next) {
-		next = c->next_holder;
-		c->holds = false;
-		send_held(b, c);
-		todo(b, c);
-	}
+	b->persist.told_failed = failed;
+	send_held(b);
 }
 
 /* ---- TLS ---- */
@@ -1859,12 +1876,15 @@ void
 client_free(struct broker *b, struct client *c)
 {
 	strangers_remove(b, c);
-	send_forget_held(b, c);
+	send_forget_held(c);
 	watch_remove(&b->watch, &c->conn);
 	conn_fini(&c->conn);
 	timer_fini(&b->timers, &c->timer);
-	free_aliases(c->from_client);
-	free_aliases(c->to_client);
+	if (c->aliases) {
+		free_aliases(c->aliases->from_client);
+		free_aliases(c->aliases->to_client);
+		mem_free(c->aliases, sizeof *c->aliases);
+	}
 	(*c->listener->n_connections)--;
 	mem_free(c, sizeof *c);
 }
@@ -1880,6 +1900,8 @@ in_time(const struct broker *b, const struct client *c)
 static void
 keepalive_due(struct broker *b, struct client *c)
 {
+	if (send_choked(b, c))
+		c->last_in_ms = b->now_ms;      /* it is we who do not read */
 	if (!in_time(b, c) && !conn_choked(&c->conn))
 		client_input(b, c);
 	if (c->state != CLIENT_UP)

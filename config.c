@@ -69,7 +69,8 @@ struct option {
 	enum kind kind;
 	bool listener;          /* the field is one of the current listener */
 	bool security;          /* the field is in a struct config_security */
-	bool at_start;          /* a reload does not change it */
+	bool at_start;          /* a reload does not change it: BOOL, STRING,
+	                         * and one row only for a field */
 	size_t offset;
 	long long min, max;
 	bool (*set)(struct parser *p, char *value);
@@ -161,13 +162,14 @@ is_utf8(const char *s)
 	return true;
 }
 
+/* NULL: no memory, which read_all tells: c is not to be used then. */
 static char *
-copy(const char *s)
+copy(struct config *c, const char *s)
 {
 	char *p = strdup(s);
 
 	if (!p)
-		abort();        /* start-up */
+		c->no_memory = true;
 	return p;
 }
 
@@ -190,8 +192,8 @@ set_string(const struct parser *p, char **field, const char *value)
 		log_warning("Warning: the value of %s goes to the end of the "
 		    "line: '%s'. A comment needs a line of its own (%s:%u).",
 		    p->name, value, p->file, p->line);
-	*field = copy(value);
-	return true;
+	*field = copy(p->c, value);
+	return *field ? true : fault(p);
 }
 
 /* ---- who may what ---- */
@@ -316,7 +318,7 @@ set_plugin(struct parser *p, char *value)
 static bool
 load_plugin(struct parser *p, char *value)
 {
-	char *path = value + strcspn(value, " \t");
+	char *path = value + strcspn(value, " \t"), *name;
 
 	if (*path)
 		*path++ = 0;
@@ -326,7 +328,10 @@ load_plugin(struct parser *p, char *value)
 		    "it must be a name and a path");
 	if (!begin_plugin(p, path, PLUGIN_NAMED))
 		return false;
-	p->plugins[p->n_plugins++] = (struct plugin){ .name = copy(value),
+	name = copy(p->c, value);
+	if (!name)
+		return fault(p);
+	p->plugins[p->n_plugins++] = (struct plugin){ .name = name,
 	    .kind = p->plugin };
 	return true;
 }
@@ -404,14 +409,34 @@ new_listener(void)
 	    .max_topic_alias_broker = 10, .versions = VERSIONS };
 }
 
+static void
+free_listener(struct config_listener *l)
+{
+	free(l->host);
+	free(l->path);
+	free(l->interface);
+	free(l->mount_point);
+	free(l->cafile);
+	free(l->capath);
+	free(l->certfile);
+	free(l->keyfile);
+	free(l->crlfile);
+	free(l->ciphers);
+	free_security(&l->security);
+}
+
+/* Takes over what l owns. NULL: no memory, see copy. */
 static struct config_listener *
-add_listener(struct config *c, const struct config_listener *l)
+add_listener(struct config *c, struct config_listener *l)
 {
 	struct config_listener *all = realloc(c->listeners,
 	    (c->n_listeners + 1) * sizeof *all);
 
-	if (!all)
-		abort();
+	if (!all) {
+		c->no_memory = true;
+		free_listener(l);
+		return NULL;
+	}
 	c->listeners = all;
 	all[c->n_listeners] = *l;
 	return &all[c->n_listeners++];
@@ -421,7 +446,7 @@ add_listener(struct config *c, const struct config_listener *l)
 static bool
 set_listener(struct parser *p, char *value)
 {
-	struct config_listener l = new_listener();
+	struct config_listener l = new_listener(), *added;
 	char *rest = value + strcspn(value, " \t");
 	long long port;
 	bool ok;
@@ -442,12 +467,15 @@ set_listener(struct parser *p, char *value)
 	p->plugin = NO_PLUGIN;
 	l.port = (int)port;
 	if (port == 0)
-		l.path = copy(rest);
+		l.path = copy(p->c, rest);
 	else if (*rest)
-		l.host = copy(first_word(rest));
-	p->cur = add_listener(p->c, &l);
+		l.host = copy(p->c, first_word(rest));
+	added = add_listener(p->c, &l);
+	if (!added)
+		return fault(p);
+	p->cur = added;
 	p->in_default = false;
-	return ok || fault(p);
+	return (ok && !p->c->no_memory) || fault(p);
 }
 
 static void
@@ -696,6 +724,7 @@ static const struct option options[] = {
 	{ "certfile", STRING, L(certfile), .max = PATH_MAX },
 	{ "ciphers", STRING, L(ciphers), .max = 4096 },
 	{ "check_retain_source", BOOL, G(check_retain_source) },
+	{ "chroot", STRING, G(chroot), .max = 3800, .at_start = true },
 	{ "clientid_prefixes", STRING, G(clientid_prefixes), .max = 65535 },
 	{ "connect_timeout", INT, G(connect_timeout), .min = 1, .max = 3600 },
 	{ "connection_messages", BOOL, G(connection_messages) },
@@ -746,7 +775,7 @@ static const struct option options[] = {
 	{ "mount_point", SPECIAL, .set = set_mount_point, L(mount_point) },
 	{ "password_file", STRING, S(password_file), .max = 65535 },
 	{ "per_listener_settings", SPECIAL, .set = set_per_listener },
-	{ "persistence", BOOL, G(persistence) },
+	{ "persistence", BOOL, G(persistence), .at_start = true },
 	{ "persistence_file", STRING, G(persistence_file), .max = 200,
 	    .at_start = true },
 	{ "persistence_location", STRING, G(persistence_location),
@@ -768,6 +797,7 @@ static const struct option options[] = {
 	{ "retain_available", BOOL, G(retain_available) },
 	{ "retained_persistence", BOOL, G(persistence) },
 	{ "retain_expiry_interval", SPECIAL, .set = set_retain_expiry },
+	{ "sandbox", BOOL, G(sandbox), .at_start = true },
 	{ "set_tcp_nodelay", BOOL, G(set_tcp_nodelay) },
 	{ "socket_domain", SPECIAL, .set = set_socket_domain,
 	    .listener = true },
@@ -1068,6 +1098,12 @@ read_file(struct parser *p, const char *file)
 		p->bad |= !ok;
 		ok |= p->all;
 	}
+	if (ok && !feof(f)) {
+		log_error("Error: Unable to read config file %s: %s.", file,
+		    strerror(errno));
+		p->bad = true;
+		ok = p->all;
+	}
 	free(line);
 	fclose(f);
 	return ok;
@@ -1128,6 +1164,7 @@ set_defaults(struct config *c)
 		.check_retain_source = true,
 		.connection_messages = true,
 		.retain_available = true,
+		.sandbox = true,
 		.set_tcp_nodelay = true,
 		.autosave_interval = 1800,
 		.connect_timeout = 30,
@@ -1151,25 +1188,25 @@ set_defaults(struct config *c)
 }
 
 static char *
-copy_if(const char *s)
+copy_if(struct config *c, const char *s)
 {
-	return s ? copy(s) : NULL;
+	return s ? copy(c, s) : NULL;
 }
 
 static struct config_security
-copy_security(const struct config_security *from)
+copy_security(struct config *c, const struct config_security *from)
 {
 	struct config_security s = *from;
 
-	s.password_file = copy_if(from->password_file);
-	s.acl_file = copy_if(from->acl_file);
-	s.auto_id_prefix = copy_if(from->auto_id_prefix);
+	s.password_file = copy_if(c, from->password_file);
+	s.acl_file = copy_if(c, from->acl_file);
+	s.auto_id_prefix = copy_if(c, from->auto_id_prefix);
 	return s;
 }
 
 /* What is said for all listeners goes for one that has no word of its own. */
 static bool
-inherit(char **own, const char *common, const char *name)
+inherit(struct config *c, char **own, const char *common, const char *name)
 {
 	if (*own && common && strcmp(*own, common)) {
 		log_error("Error: A listener has two files %s: %s and %s.",
@@ -1177,18 +1214,18 @@ inherit(char **own, const char *common, const char *name)
 		return false;
 	}
 	if (!*own)
-		*own = copy_if(common);
+		*own = copy_if(c, common);
 	return true;
 }
 
 static bool
-complete_security(const struct config *c, struct config_listener *l)
+complete_security(struct config *c, struct config_listener *l)
 {
 	const struct config_security *all = &c->security;
 	struct config_security *s = &l->security;
 
 	if (!s->auto_id_prefix)
-		s->auto_id_prefix = copy_if(all->auto_id_prefix);
+		s->auto_id_prefix = copy_if(c, all->auto_id_prefix);
 	if (!s->allow_zero_length_clientid_set)
 		s->allow_zero_length_clientid = all->allow_zero_length_clientid;
 	if (!s->allow_anonymous_set)
@@ -1197,9 +1234,9 @@ complete_security(const struct config *c, struct config_listener *l)
 	if (l->anonymous_set)
 		s->allow_anonymous = l->anonymous;
 	s->any_user = l->local;
-	return inherit(&s->password_file, all->password_file,
+	return inherit(c, &s->password_file, all->password_file,
 	    "password_file") &&
-	    inherit(&s->acl_file, all->acl_file, "acl_file");
+	    inherit(c, &s->acl_file, all->acl_file, "acl_file");
 }
 
 /* Without a configured listener: this machine only. */
@@ -1215,8 +1252,8 @@ add_local(struct config *c, const struct config_security *s, const int *ports,
 	for (unsigned i = 0; i < n; i++) {
 		for (unsigned h = 0; h < 2; h++) {
 			l.port = ports[i];
-			l.host = copy(hosts[h]);
-			l.security = copy_security(s);
+			l.host = copy(c, hosts[h]);
+			l.security = copy_security(c, s);
 			add_listener(c, &l);
 		}
 	}
@@ -1367,20 +1404,13 @@ read_args(struct config *c, struct args *a, int argc, char **argv)
 	return CONFIG_RUN;
 }
 
-static void
-free_listener(struct config_listener *l)
+static enum config_action
+bad_config(const struct config *c)
 {
-	free(l->host);
-	free(l->path);
-	free(l->interface);
-	free(l->mount_point);
-	free(l->cafile);
-	free(l->capath);
-	free(l->certfile);
-	free(l->keyfile);
-	free(l->crlfile);
-	free(l->ciphers);
-	free_security(&l->security);
+	if (c->no_memory)
+		log_error("Error: There is not enough memory for the "
+		    "configuration.");
+	return CONFIG_BAD;
 }
 
 static enum config_action
@@ -1404,13 +1434,15 @@ read_all(struct config *c, int argc, char **argv, bool all)
 		p.bad = true;
 	if (!end_plugins(&p))
 		p.bad = true;
-	if (p.bad && !all) {
+	if ((p.bad && !all) || c->no_memory) {
 		free_listener(&p.def);
-		return CONFIG_BAD;
+		return bad_config(c);
 	}
 	finish_log(c);
 	if (!finish_listeners(c, &p, a.ports, a.n_ports))
 		p.bad = true;
+	if (c->no_memory)
+		return bad_config(c);
 	for (unsigned i = 0; i < c->n_listeners && (!p.bad || all); i++)
 		if (!check_tls(&c->listeners[i]))
 			p.bad = true;
@@ -1552,11 +1584,13 @@ config_keep(struct config *running, struct config *fresh)
 			swap(&running->listeners[i].security,
 			    &fresh->listeners[i].security,
 			    sizeof fresh->listeners[i].security);
-	/* They are strings, and others may hold on to the old ones. */
+	/* Others may hold on to the old strings. */
 	for (size_t i = 0; i < N_OPTIONS; i++)
 		if (options[i].at_start)
 			swap((char *)running + options[i].offset,
-			    (char *)fresh + options[i].offset, sizeof(char *));
+			    (char *)fresh + options[i].offset,
+			    options[i].kind == BOOL ? sizeof(bool) :
+			    sizeof(char *));
 }
 
 void
@@ -1571,6 +1605,7 @@ config_free(struct config *c)
 	free(c->clientid_prefixes);
 	free(c->log_file);
 	free(c->log_timestamp_format);
+	free(c->chroot);
 	free(c->pid_file);
 	free(c->user);
 }

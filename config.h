@@ -80,6 +80,7 @@ struct config {
 	bool connection_messages;
 	bool queue_qos0_messages;
 	bool retain_available;
+	bool sandbox;
 	bool set_tcp_nodelay;
 	bool upgrade_outgoing_qos;
 	bool verbose;           /* -v */
@@ -87,6 +88,7 @@ struct config {
 	bool daemon;            /* -d */
 	bool test;              /* --test-config */
 	char *clientid_prefixes;
+	char *chroot;           /* NULL: stays where it is */
 	char *pid_file;
 	char *user;             /* to run as when started by root */
 	int connect_timeout;    /* s */
@@ -119,6 +121,7 @@ struct config {
 	char *log_timestamp_format;
 	struct config_listener *listeners;
 	unsigned n_listeners;
+	bool no_memory;         /* for all of it: not to be used */
 };
 
 /* What the command line asks for. */

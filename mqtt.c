@@ -303,6 +303,26 @@ get_props(struct mqtt_in *in, unsigned where, struct mqtt_props *pr)
 		fault(in, sub.err, sub.why);
 }
 
+bool
+mqtt_forward_valid(struct mqtt_str s)
+{
+	uint8_t *p = (uint8_t *)(uintptr_t)s.p;
+	struct mqtt_in in = { .p = p, .end = s.len ? p + s.len : p };
+	struct mqtt_props pr = { 0 };
+	uint32_t id;
+
+	while (in.p < in.end && !in.err) {
+		id = get_varint(&in);
+		if (in.err)
+			break;
+		if (id >= sizeof prop_rules / sizeof *prop_rules ||
+		    !prop_rules[id].forward)
+			return false;
+		get_prop(&in, MQTT_PUBLISH, &pr, id);
+	}
+	return !in.err;
+}
+
 /* ---- packets from clients ---- */
 
 static void

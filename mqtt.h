@@ -206,6 +206,13 @@ unsigned mqtt_varint_size(uint32_t v);
 
 bool mqtt_utf8_valid(const uint8_t *p, size_t n);
 
+/* Whether s is what PUBLISH or a Will may hand on: properties without a length
+ * before them, none that is between client and server alone. */
+bool mqtt_forward_valid(struct mqtt_str s);
+
+/* The highest Subscription Identifier. */
+#define MQTT_SUBID_MAX 268435455u
+
 /* NULL, or what is wrong with it. Both assume valid UTF-8. */
 const char *mqtt_topic_fault(struct mqtt_str topic);
 const char *mqtt_filter_fault(struct mqtt_str filter);

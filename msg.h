@@ -19,8 +19,8 @@ struct msg {
 	uint8_t qos;            /* as published */
 	bool retain;            /* as published */
 	bool dumped;            /* it is in the snapshot that is being made */
-	uint32_t no;            /* its number in the journal */
 	uint32_t recorded;      /* references to it that the journal knows */
+	uint64_t no;            /* its number in the journal */
 	int64_t expires_ms;     /* on the monotonic clock; MSG_NEVER */
 	uint8_t bytes[];        /* topic, properties, payload */
 };

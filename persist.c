@@ -42,6 +42,14 @@ put64(uint8_t *p, int64_t v)
 	return put32(put32(p, (uint32_t)v), (uint32_t)((uint64_t)v >> 32));
 }
 
+/* The number of a message or delivery: 64 bits, since a busy broker has given
+ * 2^32 of them within weeks. */
+static uint8_t *
+put_no(uint8_t *p, uint64_t no)
+{
+	return put64(p, (int64_t)no);
+}
+
 static uint8_t *
 put_bytes(uint8_t *p, const void *s, size_t n)
 {
@@ -118,11 +126,11 @@ put_msg(struct broker *b, struct msg *m, enum store_class class)
 {
 	bool expires = m->expires_ms != MSG_NEVER;
 	size_t body = (size_t)m->topic_len + m->props_len + m->payload_len;
-	uint8_t *p = begin(b, MSG, 11u + (expires ? 12u : 0u) + body);
+	uint8_t *p = begin(b, MSG, 15u + (expires ? 12u : 0u) + body);
 
 	if (!p)
 		return;
-	p = put32(p, m->no);
+	p = put_no(p, m->no);
 	p = put8(p, m->qos | (unsigned)m->retain << 2 |
 	    (expires ? EXPIRES : 0u));
 	if (expires) {
@@ -202,7 +210,8 @@ put_gone(struct broker *b, const struct session *s)
 	if (!p)
 		return;
 	p = put32(p, s->no);
-	p = put32(p, s->expiry == SESSION_FOREVER ? SESSION_FOREVER :
+	/* DISCONNECT may have changed the expiry that SESSION told. */
+	p = put32(p, s->expires_ms == TIMER_NEVER ? SESSION_FOREVER :
 	    seconds_left(b, s->expires_ms));
 	put64(p, wall(b));
 	finish(b, STORE_LAZY);
@@ -212,13 +221,13 @@ static void
 put_will(struct broker *b, const struct session *s)
 {
 	const struct will *w = s->will;
-	uint8_t *p = begin(b, WILL, 25);
+	uint8_t *p = begin(b, WILL, 29);
 
 	if (!p)
 		return;
 	p = put32(p, s->no);
-	p = put32(p, w ? w->msg->no : 0);
-	p = put32(p, w ? seconds_left(b, s->will_ms) : 0);
+	p = put_no(p, w ? w->msg->no : 0);
+	p = put32(p, w ? seconds_left(b, w->due_ms) : 0);
 	p = put64(p, wall(b));
 	p = put32(p, w ? w->expiry : 0);
 	put8(p, w && w->has_expiry);
@@ -246,10 +255,10 @@ persist_will_done(struct broker *b, struct session *s)
 	if (s->no == 0 || !s->will || !s->will->msg->recorded)
 		return;
 	s->will->msg->recorded--;
-	p = begin(b, WILL, 25);
+	p = begin(b, WILL, 29);
 	if (!p)
 		return;
-	memset(put32(p, s->no), 0, 21);
+	memset(put32(p, s->no), 0, 25);
 	finish(b, STORE_NOW);
 }
 
@@ -312,15 +321,17 @@ persist_unsub(struct broker *b, const struct session *s,
 static void
 put_queue(struct broker *b, uint32_t no, const struct delivery *d)
 {
-	uint8_t *p = begin(b, QUEUE, 13 + 4u * d->n_subids);
+	/* What the message was sent with went with it. */
+	unsigned n = d->msg ? d->n_subids : 0;
+	uint8_t *p = begin(b, QUEUE, 21 + 4u * n);
 
 	if (!p)
 		return;
 	p = put32(p, no);
-	p = put32(p, d->no);
-	p = put32(p, d->msg ? d->msg->no : 0);
+	p = put_no(p, d->no);
+	p = put_no(p, d->msg ? d->msg->no : 0);
 	p = put8(p, d->qos | (unsigned)d->retain << 2);
-	for (unsigned i = 0; i < d->n_subids; i++)
+	for (unsigned i = 0; i < n; i++)
 		p = put32(p, d->subids[i]);
 	finish(b, STORE_NOW);
 }
@@ -330,9 +341,9 @@ static uint8_t *
 put_numbers(struct broker *b, enum record type, uint32_t no,
     const struct delivery *d, size_t more)
 {
-	uint8_t *p = begin(b, type, 8 + more);
+	uint8_t *p = begin(b, type, 12 + more);
 
-	return p ? put32(put32(p, no), d->no) : NULL;
+	return p ? put_no(put32(p, no), d->no) : NULL;
 }
 
 void
@@ -340,7 +351,7 @@ persist_queue(struct broker *b, struct session *s, struct delivery *d)
 {
 	if (s->no == 0 || d->qos == 0 || is_sys(msg_topic(d->msg)))
 		return;
-	d->no = ++s->last_delivery;
+	d->no = ++b->persist.last_delivery;
 	d->recorded = true;
 	refer_to(b, d->msg, STORE_NOW);
 	put_queue(b, s->no, d);
@@ -445,12 +456,12 @@ static void
 put_retain(struct broker *b, const struct msg *m, const struct source *s,
     enum store_class class)
 {
-	uint8_t *p = begin(b, RETAIN, 4 + (s ? 4u + s->user_len + s->id_len :
+	uint8_t *p = begin(b, RETAIN, 8 + (s ? 4u + s->user_len + s->id_len :
 	    0u));
 
 	if (!p)
 		return;
-	p = put32(p, m->no);
+	p = put_no(p, m->no);
 	if (s) {
 		p = put8(p, s->guard);
 		p = put8(p, s->has_user);
@@ -537,14 +548,14 @@ dump_session(struct broker *b, const struct session *s)
 		f.retain_as_published = sub->retain_as_published;
 		put_sub(b, s->no, &f, sub->id);
 	}
-	for (unsigned i = 0; i < s->n_received; i++)
-		put_id(b, GOT, s->no, s->received[i]);
+	for (unsigned i = 0; i < session_n_received(s); i++)
+		put_id(b, GOT, s->no, s->received->id[i]);
 	for (const struct delivery *d = s->out ? s->out->acked.first : NULL;
 	    d; d = d->next)
 		dump_delivery(b, s, d);
 	if (s->client)
 		return;
-	if (s->will && s->will_ms != TIMER_NEVER) {
+	if (s->will && s->will->due_ms != TIMER_NEVER) {
 		dump_msg(b, s->will->msg);
 		put_will(b, s);
 	}
@@ -560,9 +571,8 @@ dump_retained(struct broker *b, const struct node *n)
 	put_retain(b, n->retained, topic_source(&b->topics, n), STORE_NOW);
 }
 
-/* In the child that makes the snapshot. */
-static bool
-dump(void *arg, struct store *st)
+bool
+persist_dump(void *arg, struct store *st)
 {
 	struct broker *b = arg;
 	const struct hash *h = &b->topics.topics.nodes;
@@ -619,6 +629,12 @@ get32(struct reader *r)
 	return (uint32_t)get(r, 4);
 }
 
+static uint64_t
+get_no(struct reader *r)
+{
+	return get(r, 8);
+}
+
 static struct mqtt_str
 get_bytes(struct reader *r, size_t n)
 {
@@ -643,33 +659,34 @@ struct numbered {
 	struct hash_link link;
 	uint64_t no;
 	void *p;
+	uint32_t of;                    /* session of a delivery, else 0 */
 	bool connected;                 /* a session without GONE */
 };
 
-struct replay {
-	struct broker *b;
-	struct hash sessions, msgs;
-	uint32_t ignored;               /* records that made no sense */
-};
-
 static uint32_t
-number_hash(uint64_t no)
+number_hash(uint32_t of, uint64_t no)
 {
-	return hash_bytes(&no, sizeof no, 0);
+	return hash_bytes(&no, sizeof no, of);
+}
+
+static struct numbered *
+find_of(const struct hash *h, uint32_t of, uint64_t no)
+{
+	struct hash_link *l;
+
+	for (l = hash_first(h, number_hash(of, no)); l; l = hash_next(l)) {
+		struct numbered *n = HASH_OBJECT(l, struct numbered, link);
+
+		if (n->no == no && n->of == of)
+			return n;
+	}
+	return NULL;
 }
 
 static struct numbered *
 find(const struct hash *h, uint64_t no)
 {
-	struct hash_link *l;
-
-	for (l = hash_first(h, number_hash(no)); l; l = hash_next(l)) {
-		struct numbered *n = HASH_OBJECT(l, struct numbered, link);
-
-		if (n->no == no)
-			return n;
-	}
-	return NULL;
+	return find_of(h, 0, no);
 }
 
 static void *
@@ -681,18 +698,25 @@ find_object(const struct hash *h, uint64_t no)
 }
 
 static struct numbered *
-add(struct hash *h, uint64_t no, void *p)
+add_of(struct hash *h, uint32_t of, uint64_t no, void *p)
 {
 	struct numbered *n = mem_zalloc(sizeof *n);
 
 	if (!n)
 		return NULL;
 	n->no = no;
+	n->of = of;
 	n->p = p;
-	if (hash_put(h, &n->link, number_hash(no)))
+	if (hash_put(h, &n->link, number_hash(of, no)))
 		return n;
 	mem_free(n, sizeof *n);
 	return NULL;
+}
+
+static struct numbered *
+add(struct hash *h, uint64_t no, void *p)
+{
+	return add_of(h, 0, no, p);
 }
 
 static void
@@ -720,7 +744,7 @@ forget_msg(struct replay *r, struct msg *m)
 static int64_t
 due(const struct replay *r, int64_t then, uint32_t seconds)
 {
-	int64_t passed = wall(r->b) - then;
+	int64_t passed = then < 0 ? 0 : wall(r->b) - then;
 
 	if (passed < 0)
 		passed = 0;
@@ -738,11 +762,19 @@ get_wall(struct replay *r, struct reader *in)
 	return t;
 }
 
+/* One that was never given: others will be above it. */
+static bool
+bad_no(uint64_t no)
+{
+	return no == 0 || no > INT64_MAX;
+}
+
 static bool
 read_msg(struct replay *r, struct reader *in)
 {
-	uint32_t no = get32(in), props_len;
+	uint64_t no = get_no(in);
 	unsigned flags = (unsigned)get(in, 1);
+	uint32_t props_len;
 	int64_t expires = MSG_NEVER, then;
 	struct mqtt_publish p = { .qos = flags & 3, .retain = flags >> 2 & 1 };
 	struct msg *m;
@@ -756,8 +788,10 @@ read_msg(struct replay *r, struct reader *in)
 	p.topic = get_bytes(in, p.topic.len);
 	p.props = get_bytes(in, props_len);
 	p.payload = get_rest(in);
-	in->bad |= p.qos > 2 || !mqtt_utf8_valid(p.topic.p, p.topic.len) ||
-	    mqtt_topic_fault(p.topic) || find(&r->msgs, no);
+	in->bad |= bad_no(no) || p.qos > 2 ||
+	    !mqtt_utf8_valid(p.topic.p, p.topic.len) ||
+	    mqtt_topic_fault(p.topic) || !mqtt_forward_valid(p.props) ||
+	    find(&r->msgs, no);
 	if (in->bad)
 		return true;
 	m = msg_new(&p, expires);
@@ -772,14 +806,23 @@ read_msg(struct replay *r, struct reader *in)
 }
 
 static void
-forget_deliveries(struct replay *r, struct session *s)
+drop_delivery(struct replay *r, struct session *s, struct delivery *d)
 {
-	for (struct delivery *d = s->out ? s->out->acked.first : NULL; d;
-	    d = d->next) {
-		if (d->recorded)
-			forget_msg(r, d->msg);
-		d->recorded = false;
-	}
+	struct numbered *n = find_of(&r->deliveries, s->no, d->no);
+	struct msg *m = d->msg ? msg_ref(d->msg) : NULL;
+
+	take_out(&r->deliveries, n);
+	session_drop(s, &r->b->topics, d);
+	forget_msg(r, m);
+	msg_unref(m);
+}
+
+static void
+drop_will(struct replay *r, struct session *s)
+{
+	if (s->will)
+		forget_msg(r, s->will->msg);
+	session_free_will(s);
 }
 
 static void
@@ -787,9 +830,9 @@ end_session(struct replay *r, struct numbered *n)
 {
 	struct session *s = n->p;
 
-	if (s->will)
-		forget_msg(r, s->will->msg);
-	forget_deliveries(r, s);
+	drop_will(r, s);
+	while (s->out)
+		drop_delivery(r, s, s->out->acked.first);
 	session_free(&r->b->sessions, s);
 	take_out(&r->sessions, n);
 }
@@ -810,12 +853,16 @@ read_session(struct replay *r, struct reader *in)
 	user = get_bytes(in, (size_t)get(in, 2));
 	if (!has_user)
 		user.p = NULL;
-	if (in->bad || id.len == 0 || no == 0) {
+	if (in->bad || id.len == 0 || no == 0 || no > INT32_MAX) {
 		in->bad = true;
 		return true;
 	}
 	n = find(&r->sessions, no);
-	s = n ? n->p : session_find(&r->b->sessions, id);
+	s = session_find(&r->b->sessions, id);
+	if (n && n->p != s) {
+		in->bad = true;         /* somebody else's number */
+		return true;
+	}
 	if (!n && s)
 		end_session(r, find(&r->sessions, s->no));
 	if (!n) {
@@ -827,10 +874,9 @@ read_session(struct replay *r, struct reader *in)
 	n->connected = true;
 	s->no = no;
 	s->expiry = expiry;
+	s->expires_ms = TIMER_NEVER;
 	s->guard = guard < r->b->auth.n ? guard : 0;
-	if (s->will)
-		forget_msg(r, s->will->msg);
-	session_free_will(s);
+	drop_will(r, s);
 	if (no > p->last_session)
 		p->last_session = no;
 	return session_set_user(s, user);
@@ -853,25 +899,28 @@ read_gone(struct replay *r, struct reader *in, struct numbered *n)
 static bool
 read_will(struct replay *r, struct reader *in, struct session *s)
 {
-	struct msg *m = find_object(&r->msgs, get32(in));
+	struct msg *m = find_object(&r->msgs, get_no(in));
 	uint32_t wait = get32(in), expiry;
 	int64_t then = get_wall(r, in);
 	struct will *w;
+	bool has_expiry;
 
 	expiry = get32(in);
-	if (s->will)
-		forget_msg(r, s->will->msg);
-	session_free_will(s);
-	if (in->bad || !m)
+	has_expiry = get(in, 1);
+	if (in->bad)
 		return true;
+	if (!m) {
+		drop_will(r, s);
+		return true;
+	}
 	w = mem_alloc(sizeof *w);
 	if (!w)
 		return false;
 	*w = (struct will){ .msg = msg_ref(m), .expiry = expiry,
-	    .has_expiry = get(in, 1) };
-	m->recorded++;
+	    .due_ms = due(r, then, wait), .has_expiry = has_expiry };
+	m->recorded++;                  /* it may be that of the will before */
+	drop_will(r, s);
 	s->will = w;
-	s->will_ms = due(r, then, wait);
 	return true;
 }
 
@@ -885,7 +934,8 @@ read_sub(struct replay *r, struct reader *in, struct session *s)
 	struct mqtt_str name, rest = f.filter;
 	bool fresh;
 
-	in->bad |= f.qos > 2 || !mqtt_utf8_valid(f.filter.p, f.filter.len) ||
+	in->bad |= f.qos > 2 || id > MQTT_SUBID_MAX ||
+	    !mqtt_utf8_valid(f.filter.p, f.filter.len) ||
 	    (mqtt_is_shared(f.filter) &&
 	    !mqtt_split_shared(f.filter, &name, &rest)) ||
 	    mqtt_filter_fault(rest);
@@ -901,54 +951,64 @@ read_unsub(struct replay *r, struct reader *in, struct session *s)
 		session_unsubscribe(s, &r->b->topics, sub);
 }
 
-static struct delivery *
-find_delivery(const struct session *s, uint32_t no)
+/* The Subscription Identifiers at the end of a record; *ids is the caller's. */
+static bool
+read_subids(struct reader *in, uint32_t **ids, uint32_t *n)
 {
-	struct delivery *d = s->out ? s->out->acked.first : NULL;
+	*n = (uint32_t)((size_t)(in->end - in->p) / 4);
+	*ids = NULL;
+	in->bad |= *n > SUBIDS_MAX || (in->end - in->p) % 4;
+	if (in->bad || *n == 0)
+		return true;
+	*ids = mem_alloc(*n * sizeof **ids);
+	if (!*ids)
+		return false;
+	for (uint32_t i = 0; i < *n; i++) {
+		(*ids)[i] = get32(in);
+		in->bad |= (*ids)[i] - 1 >= MQTT_SUBID_MAX;
+	}
+	return true;
+}
 
-	while (d && d->no != no)
-		d = d->next;
-	return d;
+static bool
+queue_again(struct replay *r, struct session *s, struct delivery *d,
+    uint64_t no)
+{
+	if (!d || !add_of(&r->deliveries, s->no, no, d)) {
+		if (d)
+			delivery_free(&r->b->topics, d);
+		return false;
+	}
+	if (!session_queue(s, d)) {
+		take_out(&r->deliveries, find_of(&r->deliveries, s->no, no));
+		delivery_free(&r->b->topics, d);
+		return false;
+	}
+	d->no = no;
+	d->recorded = true;
+	if (d->msg)
+		d->msg->recorded++;
+	if (no > r->b->persist.last_delivery)
+		r->b->persist.last_delivery = no;
+	return true;
 }
 
 static bool
 read_queue(struct replay *r, struct reader *in, struct session *s)
 {
-	uint32_t no = get32(in), subids[256], n = 0;
-	uint32_t msg_no = get32(in);
+	uint64_t no = get_no(in), msg_no = get_no(in);
 	struct msg *m = find_object(&r->msgs, msg_no);
-	unsigned flags = (unsigned)get(in, 1);
-	struct delivery *d;
+	unsigned flags = (unsigned)get(in, 1), qos = flags & 3;
+	uint32_t *subids, n;
+	bool ok = read_subids(in, &subids, &n);
 
-	while (in->p < in->end && n < 256)
-		subids[n++] = get32(in);
-	in->bad |= (flags & 3) < 1 || (flags & 3) > 2 || (msg_no && !m);
-	if (in->bad)
-		return true;
-	d = m ? delivery_new(m, NULL, flags & 3, flags >> 2 & 1, subids, n) :
-	    delivery_released((uint8_t)(flags & 3));
-	if (!d || !session_queue(s, d)) {
-		if (d)
-			delivery_free(&r->b->topics, d);
-		return false;
-	}
-	d->no = no;
-	d->recorded = true;
-	if (m)
-		m->recorded++;
-	if (no > s->last_delivery)
-		s->last_delivery = no;
-	return true;
-}
-
-static void
-drop_delivery(struct replay *r, struct session *s, struct delivery *d)
-{
-	struct msg *m = d->recorded && d->msg ? msg_ref(d->msg) : NULL;
-
-	session_drop(s, &r->b->topics, d);
-	forget_msg(r, m);
-	msg_unref(m);
+	in->bad |= bad_no(no) || qos == 0 || qos > 2 || (msg_no && !m) ||
+	    (!m && qos == 1) || find_of(&r->deliveries, s->no, no);
+	if (ok && !in->bad)
+		ok = queue_again(r, s, m ? delivery_new(m, NULL, (uint8_t)qos,
+		    flags >> 2 & 1, subids, n) : delivery_released(2), no);
+	mem_free(subids, n * sizeof *subids);
+	return ok;
 }
 
 /* What happened to a message that was queued before. */
@@ -956,7 +1016,8 @@ static bool
 read_progress(struct replay *r, struct reader *in, struct session *s,
     enum record type)
 {
-	struct delivery *d = find_delivery(s, get32(in));
+	struct numbered *n = find_of(&r->deliveries, s->no, get_no(in));
+	struct delivery *d = n ? n->p : NULL;
 
 	if (in->bad || !d) {
 		in->bad = true;
@@ -965,10 +1026,14 @@ read_progress(struct replay *r, struct reader *in, struct session *s,
 	if (type == DONE) {
 		drop_delivery(r, s, d);
 	} else if (type == SENT_AS) {
-		d->sent = true;
-		in->bad |= !session_restore_id(s, d, (uint16_t)get(in, 2));
-	} else {
-		struct msg *m = d->msg ? msg_ref(d->msg) : NULL;
+		if (session_restore_id(s, d, (uint16_t)get(in, 2)))
+			d->sent = true;
+		else
+			in->bad = true;
+	} else if (d->qos == 1 || !d->id) {
+		in->bad = true;
+	} else if (d->msg) {
+		struct msg *m = msg_ref(d->msg);
 
 		delivery_release(d);
 		d->state = TO_RELEASE;
@@ -1010,7 +1075,7 @@ read_source(struct replay *r, struct reader *in, struct mqtt_str topic)
 static bool
 read_retain(struct replay *r, struct reader *in)
 {
-	struct msg *m = find_object(&r->msgs, get32(in)), *old;
+	struct msg *m = find_object(&r->msgs, get_no(in)), *old;
 	bool ok;
 
 	if (in->bad || !m) {
@@ -1077,8 +1142,8 @@ read_of_session(struct replay *r, struct reader *in, enum record type)
 	}
 }
 
-static bool
-read_record(void *arg, uint8_t type, const uint8_t *body, uint32_t n)
+bool
+persist_read(void *arg, uint8_t type, const uint8_t *body, uint32_t n)
 {
 	struct replay *r = arg;
 	struct reader in = { body, body + n, false };
@@ -1102,6 +1167,19 @@ read_record(void *arg, uint8_t type, const uint8_t *body, uint32_t n)
 	return ok;
 }
 
+/* A PUBREL that nobody could be sent. */
+static void
+drop_nameless(struct replay *r, struct session *s)
+{
+	struct delivery *d, *next;
+
+	for (d = s->out ? s->out->acked.first : NULL; d; d = next) {
+		next = d->next;
+		if (!d->msg && !d->id)
+			drop_delivery(r, s, d);
+	}
+}
+
 /* Those who were connected when it ended are away from now on. */
 static void
 settle_sessions(struct replay *r)
@@ -1114,6 +1192,7 @@ settle_sessions(struct replay *r)
 			    link);
 			struct session *s = n->p;
 
+			drop_nameless(r, s);
 			if (n->connected && s->expiry != SESSION_FOREVER)
 				s->expires_ms = r->b->now_ms +
 				    (int64_t)s->expiry * 1000;
@@ -1123,7 +1202,7 @@ settle_sessions(struct replay *r)
 }
 
 static void
-forget_numbers(struct replay *r, struct hash *h, bool msgs)
+forget_numbers(struct hash *h, bool msgs)
 {
 	for (uint32_t i = 0; h->bucket && i <= h->mask; i++)
 		while (h->bucket[i]) {
@@ -1135,7 +1214,15 @@ forget_numbers(struct replay *r, struct hash *h, bool msgs)
 			take_out(h, n);
 		}
 	hash_fini(h);
-	(void)r;
+}
+
+void
+persist_settle(struct replay *r)
+{
+	settle_sessions(r);
+	forget_numbers(&r->sessions, false);
+	forget_numbers(&r->deliveries, false);
+	forget_numbers(&r->msgs, true);
 }
 
 /* ---- what Mosquitto left ---- */
@@ -1197,15 +1284,48 @@ import_message(void *arg, const struct mosqdb_message *m)
 	return false;
 }
 
-/* A message from the client that was not released: our way is to have handed
- * it on already, Mosquitto's not. */
+struct imported {
+	struct imported *next;
+	struct msg *msg;
+};
+
+struct msg *
+persist_imported(struct broker *b)
+{
+	struct imported *i = b->persist.imported;
+	struct msg *m;
+
+	if (!i)
+		return NULL;
+	m = i->msg;
+	b->persist.imported = i->next;
+	mem_free(i, sizeof *i);
+	return m;
+}
+
+/* A message from the client that was not released. Mosquitto hands it on when
+ * it is, we did when it came. */
 static bool
 import_incoming(struct replay *r, struct session *s,
     const struct mosqdb_client_message *m)
 {
-	(void)r;
-	return m->qos != 2 || session_received(s, m->mid) ||
-	    session_put_received(s, m->mid);
+	struct msg *msg = find_object(&r->msgs, m->store_id);
+	struct imported **last = &r->b->persist.imported, *i;
+
+	if (m->qos != 2 || session_received(s, m->mid))
+		return true;
+	if (!session_put_received(s, m->mid))
+		return false;
+	if (!msg)
+		return true;
+	i = mem_alloc(sizeof *i);
+	if (!i)
+		return false;
+	*i = (struct imported){ .msg = msg_ref(msg) };
+	while (*last)
+		last = &(*last)->next;
+	*last = i;
+	return true;
 }
 
 static bool
@@ -1231,7 +1351,7 @@ import_client_message(void *arg, const struct mosqdb_client_message *m)
 			delivery_free(&r->b->topics, d);
 		return false;
 	}
-	d->no = ++s->last_delivery;
+	d->no = ++r->b->persist.last_delivery;
 	d->recorded = true;
 	if (d->msg && d->msg->recorded++ == 0)
 		d->msg->no = ++r->b->persist.last_msg;
@@ -1250,6 +1370,7 @@ import_retained(void *arg, uint64_t store_id)
 
 	if (!m || is_sys(msg_topic(m)))
 		return true;
+	r->n_retained++;
 	if (m->recorded++ == 0)
 		m->no = ++r->b->persist.last_msg;
 	return topic_retain(&r->b->topics, msg_topic(m), m);
@@ -1284,7 +1405,7 @@ import(struct broker *b, struct replay *r, const char *path)
 	log_notice("Taken over from %s: %u sessions, %u subscriptions, %u "
 	    "retained messages. The file stays as it is and is not read "
 	    "again.", path, b->sessions.by_id.n, b->topics.n_subs,
-	    b->topics.n_retained);
+	    r->n_retained);
 	store_compact(&b->persist.store);
 	return true;
 }
@@ -1314,7 +1435,7 @@ persist_open(struct broker *b)
 	    c->persistence_location : ".", .name = c->persistence_file ?
 	    c->persistence_file : "midge", .lazy_ms = lazy_ms(c),
 	    .sync_interval_ms = c->persistence_sync_interval,
-	    .dump = dump, .dump_arg = b };
+	    .dump = persist_dump, .dump_arg = b };
 	struct replay r = { .b = b };
 	struct store_report report;
 	char path[4200];
@@ -1323,7 +1444,7 @@ persist_open(struct broker *b)
 	/* One large packet is not refused because others wait. */
 	sc.pending_max = 2 * PERSIST_BUSY + 2 * (size_t)c->max_packet_size;
 	start_reading(b);
-	ok = store_open(&b->persist.store, &sc, read_record, &r, &report);
+	ok = store_open(&b->persist.store, &sc, persist_read, &r, &report);
 	if (!ok)
 		b->persist.on = false;
 	if (ok && report.records == 0) {
@@ -1335,9 +1456,7 @@ persist_open(struct broker *b)
 	if (r.ignored)
 		log_warning("Warning: %u records of the journal made no sense "
 		    "and were left out.", r.ignored);
-	settle_sessions(&r);
-	forget_numbers(&r, &r.sessions, false);
-	forget_numbers(&r, &r.msgs, true);
+	persist_settle(&r);
 	if (ok) {
 		put_time(b);
 		persist_commit(b);
@@ -1383,7 +1502,14 @@ persist_commit(struct broker *b)
 int64_t
 persist_due(const struct broker *b)
 {
-	return b->persist.on ? store_due(&b->persist.store) : TIMER_NEVER;
+	int64_t due_ms, patience_ms = b->persist.failed_ms +
+	    PERSIST_PATIENCE_MS + 1;
+
+	if (!b->persist.on)
+		return TIMER_NEVER;
+	due_ms = store_due(&b->persist.store);
+	return b->persist.failed_ms && !persist_failed(b) &&
+	    patience_ms < due_ms ? patience_ms : due_ms;
 }
 
 void
@@ -1444,11 +1570,12 @@ print_time(struct reader *in)
 static void
 print_msg(struct reader *in)
 {
-	uint32_t no = get32(in), props;
+	unsigned long long no = get_no(in);
 	unsigned flags = (unsigned)get(in, 1), topic;
+	uint32_t props;
 	char text[200];
 
-	printf(" %u qos %u%s", no, flags & 3, flags & 4 ? " retain" : "");
+	printf(" %llu qos %u%s", no, flags & 3, flags & 4 ? " retain" : "");
 	if (flags & EXPIRES) {
 		print_time(in);
 		printf(" expires in %u s", get32(in));
@@ -1482,6 +1609,12 @@ print_session(struct reader *in)
 }
 
 static void
+print_no(const char *of, struct reader *in)
+{
+	printf(" %s %llu", of, (unsigned long long)get_no(in));
+}
+
+static void
 print_numbers(struct reader *in, enum record type)
 {
 	char text[200];
@@ -1495,7 +1628,7 @@ print_numbers(struct reader *in, enum record type)
 		print_time(in);
 		break;
 	case WILL:
-		printf(" message %u", get32(in));
+		print_no("message", in);
 		printf(" in %u s", get32(in));
 		print_time(in);
 		break;
@@ -1510,25 +1643,25 @@ print_numbers(struct reader *in, enum record type)
 		printf(" '%s'", printable(get_rest(in), text));
 		break;
 	case QUEUE:
-		printf(" delivery %u", get32(in));
-		printf(" message %u", get32(in));
+		print_no("delivery", in);
+		print_no("message", in);
 		opts = (unsigned)get(in, 1);
 		printf(" qos %u%s", opts & 3, opts & 4 ? " retain" : "");
 		break;
 	case SENT_AS:
-		printf(" delivery %u", get32(in));
+		print_no("delivery", in);
 		printf(" packet %u", (unsigned)get(in, 2));
 		break;
 	case RELEASE:
 	case DONE:
-		printf(" delivery %u", get32(in));
+		print_no("delivery", in);
 		break;
 	case GOT:
 	case LET_GO:
 		printf(" packet %u", (unsigned)get(in, 2));
 		break;
 	case RETAIN:
-		printf(" message %u", get32(in));
+		print_no("message", in);
 		break;
 	default:
 		break;

@@ -41,6 +41,10 @@
  * be used, which is logged. */
 bool persist_open(struct broker *b);
 
+/* The next message that Mosquitto had acknowledged but not handed on: to be
+ * routed, once persist_open is through. The caller's reference. NULL: none. */
+struct msg *persist_imported(struct broker *b);
+
 /* Everything is on the disk then. */
 void persist_close(struct broker *b);
 
@@ -141,6 +145,23 @@ void persist_let_go(struct broker *b, const struct session *s, uint16_t id);
  * or NULL. */
 void persist_retain(struct broker *b, struct mqtt_str topic, struct msg *m,
     struct msg *old);
+
+/* The way back from the records, without the disk: a replay that is all zero but
+ * for b (its topics, sessions and auth are there), persist_read for each record
+ * (arg is the replay), persist_settle at the end, also after a failure. */
+struct replay {
+	struct broker *b;
+	struct hash sessions, msgs, deliveries; /* by their numbers */
+	uint32_t ignored;               /* records that made no sense */
+	uint32_t n_retained;            /* that Mosquitto left */
+};
+
+bool persist_read(void *arg, uint8_t type, const uint8_t *body, uint32_t n);
+void persist_settle(struct replay *r);
+
+/* Records for the whole state of arg, a broker: for the child that makes a
+ * snapshot, since it notes in the messages which of them it has had. */
+bool persist_dump(void *arg, struct store *st);
 
 /* 'midge store FILE' */
 int persist_main(int argc, char **argv);

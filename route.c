@@ -104,6 +104,7 @@ append(struct broker *b, struct routed *r, const struct offer *o)
 	}
 	if (d)
 		delivery_free(&b->topics, d);
+	r->lost |= o->qos > 0;
 	dropped(b, o->s);
 	return false;
 }
@@ -425,7 +426,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 			b->stats.publish_dropped++;
 	}
 	*receivers += m->n_groups;
-	return b->persist.lost ? MQTT_QUOTA : MQTT_OK;
+	return b->persist.lost || r->lost ? MQTT_QUOTA : MQTT_OK;
 }
 
 void

@@ -18,11 +18,14 @@ struct routed {
 	                                 * reference, owned by whoever owns
 	                                 * this struct */
 	const struct session *from;     /* publisher, for No Local; or NULL */
+	bool lost;                      /* somebody was to get it at QoS 1 or 2
+	                                 * and there was no memory */
 };
 
 /* Stores the message if it is to be retained, and hands it to every matching
- * subscription. *receivers counts them. MQTT_QUOTA: no memory, and then nobody
- * got it. */
+ * subscription. *receivers counts them. MQTT_QUOTA: somebody did not get it who
+ * should have, for want of memory or because the disk does not take it: it may
+ * not be acknowledged. */
 enum mqtt_reason route_publish(struct broker *b, struct routed *r,
     uint32_t *receivers);
 

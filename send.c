@@ -31,17 +31,49 @@ struct held {
 	struct held *next;
 	uint64_t pos;
 	uint32_t len, cap;
+	bool soft;              /* leaves if the disk is in trouble, too */
 	uint8_t bytes[];
 };
+
+/* A client for which something waits, in the broker's list. */
+struct holder {
+	struct client *client;
+	struct holder *next, **prev;
+	struct held *first, *last;      /* may be none: a message in its queue
+	                                 * waits too */
+	uint32_t n;                     /* of them */
+};
+
+/* Acknowledgements of one client that wait; then no more is read from it. */
+#define HELD_MAX 1000
+
+/* NULL marks the client: there is no memory to let it wait. */
+static struct holder *
+holder_of(struct broker *b, struct client *c)
+{
+	struct holder *h = c->holder;
+
+	if (h)
+		return h;
+	h = mem_alloc_passing(sizeof *h);
+	if (!h) {
+		c->failed = true;
+		todo(b, c);
+		return NULL;
+	}
+	*h = (struct holder){ .client = c, .next = b->holders,
+	    .prev = &b->holders };
+	if (h->next)
+		h->next->prev = &h->next;
+	b->holders = h;
+	c->holder = h;
+	return h;
+}
 
 void
 send_hold(struct broker *b, struct client *c)
 {
-	if (c->holds)
-		return;
-	c->holds = true;
-	c->next_holder = b->holders;
-	b->holders = c;
+	holder_of(b, c);
 }
 
 /* Room for an acknowledgement of up to n bytes. It waits until what the packet
@@ -51,80 +83,105 @@ static uint8_t *
 start_ack(struct broker *b, struct client *c, size_t n)
 {
 	uint64_t pos = persist_awaited(b);
-	struct held *h;
+	struct holder *h = c->holder;
+	struct held *k;
 
-	if (!c->held && persist_reached(b, pos))
+	if (!(h && h->first) && persist_reached(b, pos))
 		return start(b, c, n);
-	h = mem_alloc_passing(sizeof *h + n);
-	if (!h) {
+	h = holder_of(b, c);
+	k = h ? mem_alloc_passing(sizeof *k + n) : NULL;
+	if (!k) {
 		c->failed = true;
 		todo(b, c);
 		return NULL;
 	}
-	*h = (struct held){ .pos = pos, .cap = (uint32_t)n };
-	h->next = c->held ? c->held->next : h;
-	if (c->held)
-		c->held->next = h;
-	c->held = h;
-	send_hold(b, c);
-	return h->bytes;
+	*k = (struct held){ .pos = pos, .cap = (uint32_t)n };
+	if (h->first)
+		h->last->next = k;
+	else
+		h->first = k;
+	h->last = k;
+	h->n++;
+	return k->bytes;
 }
 
 static void
 finish_ack(struct broker *b, struct client *c, const uint8_t *begin,
     const uint8_t *end)
 {
-	if (c->held && begin == c->held->bytes)
-		c->held->len = (uint32_t)(end - begin);
+	struct held *k = c->holder && c->holder->first ? c->holder->last :
+	    NULL;
+
+	if (k && begin == k->bytes)
+		k->len = (uint32_t)(end - begin);
 	else
 		finish(b, c, begin, end);
 }
 
-/* Takes the first of them out. */
 static void
-drop_held(struct client *c)
+drop_first(struct holder *h)
 {
-	struct held *h = c->held->next;
+	struct held *k = h->first;
 
-	if (h == c->held)
-		c->held = NULL;
-	else
-		c->held->next = h->next;
-	mem_free(h, sizeof *h + h->cap);
+	h->first = k->next;
+	h->n--;
+	mem_free(k, sizeof *k + k->cap);
+}
+
+bool
+send_choked(const struct broker *b, const struct client *c)
+{
+	const struct holder *h = c->holder;
+
+	return h && h->first && (h->n >= HELD_MAX || persist_busy(b));
 }
 
 void
-send_held(struct broker *b, struct client *c)
+send_forget_held(struct client *c)
 {
+	struct holder *h = c->holder;
+
+	if (!h)
+		return;
+	while (h->first)
+		drop_first(h);
+	*h->prev = h->next;
+	if (h->next)
+		h->next->prev = h->prev;
+	mem_free(h, sizeof *h);
+	c->holder = NULL;
+}
+
+/* What may leave now. */
+static void
+let_go(struct broker *b, struct client *c)
+{
+	struct holder *h = c->holder;
 	uint8_t *p;
 
-	while (c->held && persist_reached(b, c->held->next->pos)) {
-		const struct held *h = c->held->next;
-
-		p = start(b, c, h->len);
+	while (h->first && (persist_reached(b, h->first->pos) ||
+	    (h->first->soft && persist_failed(b)))) {
+		p = start(b, c, h->first->len);
 		if (!p)
 			return;
-		memcpy(p, h->bytes, h->len);
-		finish(b, c, p, p + h->len);
-		drop_held(c);
+		memcpy(p, h->first->bytes, h->first->len);
+		finish(b, c, p, p + h->first->len);
+		drop_first(h);
 		c->mute = false;        /* CONNACK is the first */
 	}
-	if (c->held)
-		send_hold(b, c);
+	if (!h->first)
+		send_forget_held(c);
 }
 
 void
-send_forget_held(struct broker *b, struct client *c)
+send_held(struct broker *b)
 {
-	while (c->held)
-		drop_held(c);
-	for (struct client **p = &b->holders; c->holds && *p;
-	    p = &(*p)->next_holder) {
-		if (*p == c) {
-			*p = c->next_holder;
-			c->holds = false;
-			break;
-		}
+	struct holder *h, *next;
+
+	for (h = b->holders; h; h = next) {
+		next = h->next;
+		todo(b, h->client);
+		let_go(b, h->client);
 	}
 }
 
@@ -213,9 +270,9 @@ send_publish(struct broker *b, struct client *c, struct mqtt_publish *p,
 	size = mqtt_publish_size(p, c->version);
 	/* An alias beside a topic adds three bytes, and perhaps one to each of
 	 * two lengths: not at the limit. */
-	if (c->to_client && size <= SIZE_MAX_MQTT - 5 &&
+	if (c->aliases && c->aliases->to_client && size <= SIZE_MAX_MQTT - 5 &&
 	    size + 5 <= c->packet_max) {
-		use_alias(c->to_client, p);
+		use_alias(c->aliases->to_client, p);
 		size = mqtt_publish_size(p, c->version);
 	}
 	begin = start(b, c, copied ? size : size - p->payload.len);
@@ -369,7 +426,10 @@ put_connack(struct broker *b, struct client *c, bool present, uint8_t code,
 	begin = p = code ? start(b, c, 5 + len) : start_ack(b, c, 5 + len);
 	if (!p)
 		return;
-	c->mute = c->held != NULL;
+	c->mute = c->holder && c->holder->first;
+	/* A session that was there goes on, whatever the disk does. */
+	if (c->mute && present)
+		c->holder->last->soft = true;
 	*p++ = MQTT_CONNACK << 4;
 	p = mqtt_put_varint(p, len);
 	*p++ = present;

@@ -27,11 +27,16 @@ bool send_fits(const struct client *c, const struct mqtt_publish *p);
 void send_flush(struct broker *b, struct client *c);
 
 /* Acknowledgements wait until what the packet at hand has caused is on the disk
- * (persist.h), in their order; other packets pass them. c is told by send_held
- * when the disk has got on; send_hold has it told although none waits. */
+ * (persist.h), in their order; other packets pass them. send_held lets out what
+ * may leave when the disk has got on, and has all that wait settled; send_hold
+ * has that done for c too, although no packet of it waits. */
+void send_held(struct broker *b);
 void send_hold(struct broker *b, struct client *c);
-void send_held(struct broker *b, struct client *c);
-void send_forget_held(struct broker *b, struct client *c);
+void send_forget_held(struct client *c);
+
+/* Whether nothing more is to be read from c for now: too many acknowledgements
+ * wait, or some do and the disk is behind. */
+bool send_choked(const struct broker *b, const struct client *c);
 
 /* PUBACK, PUBREC, PUBREL, PUBCOMP. */
 void send_ack(struct broker *b, struct client *c, enum mqtt_type t,

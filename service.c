@@ -183,6 +183,107 @@ service_drop(struct service *s)
 	return true;
 }
 
+/* ---- the root ---- */
+
+/* In the new root: the old path of it leads to it. */
+static void
+make_way(const char *dir)
+{
+	char path[PATH_MAX];
+	size_t n = strlen(dir);
+
+	if (n >= sizeof path)
+		return;
+	memcpy(path, dir, n + 1);
+	while (n > 1 && path[n - 1] == '/')
+		path[--n] = 0;
+	for (char *p = path + 1; (p = strchr(p, '/')); p++) {
+		*p = 0;
+		mkdir(path, 0755);
+		*p = '/';
+	}
+	if (symlink("/", path) < 0 && errno != EEXIST)
+		log_warning("Warning: Unable to make the link %s in the chroot, "
+		    "through which its files are found: %s.", path,
+		    strerror(errno));
+}
+
+static void
+tell_missing(const char *path, const char *what)
+{
+	if (path && access(path, F_OK) < 0)
+		log_warning("Warning: %s is outside of the chroot: %s.", path,
+		    what);
+}
+
+/* A folder for what will be made later. */
+static void
+tell_missing_folder(const char *file, const char *what)
+{
+	char path[PATH_MAX], *slash;
+
+	if (!file || strlen(file) >= sizeof path)
+		return;
+	memcpy(path, file, strlen(file) + 1);
+	slash = strrchr(path, '/');
+	if (!slash || slash == path)
+		return;
+	*slash = 0;
+	tell_missing(path, what);
+}
+
+static void
+tell_outside(const struct config *c)
+{
+	const char *again = "SIGHUP cannot read it again";
+	const char *notify = getenv("NOTIFY_SOCKET");
+
+	tell_missing(c->file, again);
+	for (unsigned i = 0; i < c->n_listeners; i++) {
+		const struct config_listener *l = &c->listeners[i];
+
+		tell_missing(l->security.password_file, again);
+		tell_missing(l->security.acl_file, again);
+		tell_missing(l->certfile, again);
+		tell_missing(l->keyfile, again);
+		tell_missing(l->cafile, again);
+		tell_missing(l->capath, again);
+		tell_missing(l->crlfile, again);
+	}
+	if (c->persistence)
+		tell_missing_folder(c->persistence_location,
+		    "nothing can be stored there");
+	if (c->log.dests & LOG_D_FILE)
+		tell_missing_folder(c->log_file, "it cannot be opened anew");
+	if (c->log.dests & LOG_D_SYSLOG)
+		tell_missing("/dev/log", "syslog gets no lines");
+	if (c->daemon)
+		tell_missing("/dev/null", "the terminal is not let go");
+	tell_missing(c->pid_file, "it is not removed at the end");
+	if (notify && notify[0] == '/')
+		tell_missing(notify, "the service manager does not hear that "
+		    "midge is ready; its own RootDirectory does better");
+}
+
+bool
+service_chroot(const struct config *c)
+{
+	if (c->chroot[0] != '/') {
+		log_error("Error: Unable to chroot to %s: it must be a path "
+		    "from the root, with / at its beginning.", c->chroot);
+		return false;
+	}
+	if (chroot(c->chroot) < 0 || chdir("/") < 0) {
+		log_error("Error: Unable to chroot to %s: %s.%s", c->chroot,
+		    strerror(errno), errno == EPERM ? " Only root may: start "
+		    "midge as root, or leave out the option chroot." : "");
+		return false;
+	}
+	make_way(c->chroot);
+	tell_outside(c);
+	return true;
+}
+
 /* ---- files ---- */
 
 /* The folder of a file, if its own folder is there. */

@@ -51,6 +51,12 @@ void service_started(struct service *s);
 void service_write_pid_file(struct service *s, const char *path);
 void service_remove_pid_file(struct service *s);
 
+/* For root: the folder that the option chroot names is all that can be seen of
+ * the file system from here on. Paths of files below it stay as they are (there
+ * is a link in it that leads back to its root); those of others are told in the
+ * log, with what that means. false: not possible; logged. */
+bool service_chroot(const struct config *c);
+
 /* Becomes the other user for good. false with errno: not possible. */
 bool service_drop(struct service *s);
 

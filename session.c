@@ -2,6 +2,7 @@
 #include "mem.h"
 
 #include <assert.h>
+#include <stddef.h>
 #include <string.h>
 
 #define RING_MIN 4
@@ -31,13 +32,14 @@ session_find(const struct sessions *ss, struct mqtt_str id)
 static size_t
 size_of(const struct session *s)
 {
-	return sizeof *s + s->id_len + 1u;
+	return offsetof(struct session, id) + s->id_len + 1u;
 }
 
 struct session *
 session_new(struct sessions *ss, struct mqtt_str id)
 {
-	struct session *s = mem_zalloc(sizeof *s + id.len + 1);
+	struct session *s = mem_zalloc(offsetof(struct session, id) +
+	    id.len + 1);
 
 	if (!s)
 		return NULL;
@@ -52,7 +54,7 @@ session_new(struct sessions *ss, struct mqtt_str id)
 		mem_free(s, size_of(s));
 		return NULL;
 	}
-	s->will_ms = s->expires_ms = TIMER_NEVER;
+	s->expires_ms = TIMER_NEVER;
 	if (ss->by_id.n > ss->maximum)
 		ss->maximum = ss->by_id.n;
 	return s;
@@ -91,7 +93,6 @@ session_free_will(struct session *s)
 	msg_unref(s->will->msg);
 	mem_free(s->will, sizeof *s->will);
 	s->will = NULL;
-	s->will_ms = TIMER_NEVER;
 }
 
 static void
@@ -109,6 +110,8 @@ free_ring(struct outbox *o)
 	o->ring_size = 0;
 }
 
+static void free_received(struct session *s);
+
 void
 session_free(struct sessions *ss, struct session *s)
 {
@@ -119,7 +122,7 @@ session_free(struct sessions *ss, struct session *s)
 		topic_unsubscribe(ss->topics, s->subs);
 	session_free_will(s);
 	free_user(s);
-	mem_free(s->received, s->received_cap * sizeof *s->received);
+	free_received(s);
 	timer_fini(ss->timers, &s->timer);
 	hash_remove(&ss->by_id, &s->link);
 	mem_free(s, size_of(s));
@@ -128,8 +131,8 @@ session_free(struct sessions *ss, struct session *s)
 void
 session_set_timer(struct sessions *ss, struct session *s)
 {
-	timer_set(ss->timers, &s->timer, s->will_ms < s->expires_ms ?
-	    s->will_ms : s->expires_ms);
+	timer_set(ss->timers, &s->timer, s->will && s->will->due_ms <
+	    s->expires_ms ? s->will->due_ms : s->expires_ms);
 }
 
 struct sub *
@@ -409,12 +412,12 @@ session_rewind(struct session *s, struct topics *t, bool keep_qos0)
 static unsigned
 place(const struct session *s, uint16_t id)
 {
-	unsigned lo = 0, hi = s->n_received;
+	unsigned lo = 0, hi = session_n_received(s);
 
 	while (lo < hi) {
 		unsigned mid = (lo + hi) / 2;
 
-		if (s->received[mid] < id)
+		if (s->received->id[mid] < id)
 			lo = mid + 1;
 		else
 			hi = mid;
@@ -427,32 +430,53 @@ session_received(const struct session *s, uint16_t id)
 {
 	unsigned i = place(s, id);
 
-	return i < s->n_received && s->received[i] == id;
+	return i < session_n_received(s) && s->received->id[i] == id;
+}
+
+static size_t
+received_size(unsigned cap)
+{
+	return sizeof(struct received) + cap * sizeof(uint16_t);
+}
+
+static void
+free_received(struct session *s)
+{
+	if (s->received)
+		mem_free(s->received, received_size(s->received->cap));
+	s->received = NULL;
+}
+
+static bool
+grow_received(struct session *s)
+{
+	struct received *r = s->received;
+	unsigned cap = r ? r->cap * 2u : 8;
+
+	if (cap > UINT16_MAX)
+		cap = UINT16_MAX;
+	r = mem_resize(r, r ? received_size(r->cap) : 0, received_size(cap));
+	if (!r)
+		return false;
+	if (!s->received)
+		r->n = 0;
+	r->cap = (uint16_t)cap;
+	s->received = r;
+	return true;
 }
 
 bool
 session_put_received(struct session *s, uint16_t id)
 {
 	unsigned i = place(s, id);
+	struct received *r = s->received;
 
-	if (s->n_received == s->received_cap) {
-		unsigned cap = s->received_cap ? s->received_cap * 2u : 8;
-		void *p;
-
-		if (cap > UINT16_MAX)
-			cap = UINT16_MAX;
-		p = mem_resize(s->received,
-		    s->received_cap * sizeof *s->received,
-		    cap * sizeof *s->received);
-		if (!p)
-			return false;
-		s->received = p;
-		s->received_cap = (uint16_t)cap;
-	}
-	memmove(s->received + i + 1, s->received + i,
-	    (s->n_received - i) * sizeof *s->received);
-	s->received[i] = id;
-	s->n_received++;
+	if ((!r || r->n == r->cap) && !grow_received(s))
+		return false;
+	r = s->received;
+	memmove(r->id + i + 1, r->id + i, (r->n - i) * sizeof *r->id);
+	r->id[i] = id;
+	r->n++;
 	return true;
 }
 
@@ -460,16 +484,13 @@ bool
 session_take_received(struct session *s, uint16_t id)
 {
 	unsigned i = place(s, id);
+	struct received *r = s->received;
 
-	if (i == s->n_received || s->received[i] != id)
+	if (!r || i == r->n || r->id[i] != id)
 		return false;
-	s->n_received--;
-	memmove(s->received + i, s->received + i + 1,
-	    (s->n_received - i) * sizeof *s->received);
-	if (s->n_received == 0) {
-		mem_free(s->received, s->received_cap * sizeof *s->received);
-		s->received = NULL;
-		s->received_cap = 0;
-	}
+	r->n--;
+	memmove(r->id + i, r->id + i + 1, (r->n - i) * sizeof *r->id);
+	if (r->n == 0)
+		free_received(s);
 	return true;
 }

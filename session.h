@@ -44,7 +44,7 @@ struct delivery {
 	bool sent;              /* once, perhaps on an earlier connection */
 	bool recorded;          /* the journal has it */
 	uint16_t n_subids;
-	uint32_t no;            /* in the journal, unique in its session */
+	uint64_t no;            /* in the journal, unique in it */
 	uint64_t pos;           /* of the journal: it goes out when all below
 	                         * is on the disk */
 	uint32_t subids[];      /* Subscription Identifiers */
@@ -54,6 +54,7 @@ struct delivery {
 
 struct will {
 	struct msg *msg;        /* QoS and retain inside; expiry see below */
+	int64_t due_ms;         /* TIMER_NEVER while the client is there */
 	uint32_t delay;         /* s */
 	uint32_t expiry;        /* s, starts with its publication */
 	bool has_expiry;
@@ -88,6 +89,12 @@ struct outbox {
 	uint16_t in_flight;             /* sent on this connection */
 };
 
+/* Identifiers of QoS 2 messages from the client that it has not released. */
+struct received {
+	uint16_t n, cap;
+	uint16_t id[];                  /* sorted */
+};
+
 struct session {
 	struct hash_link link;
 	struct client *client;          /* NULL: not connected */
@@ -95,23 +102,20 @@ struct session {
 	struct sub *subs;
 	uint32_t sub_weight;            /* of all of them */
 	struct scan *scans;             /* retained messages still to come */
-	uint16_t *received;             /* QoS 2 ids not released, sorted */
+	struct received *received;      /* NULL: none */
 	struct session_user *user;      /* NULL: no name */
 	const struct acl_user *rules;   /* NULL: it may do everything */
 	struct will *will;
 	struct timer timer;             /* the nearer of the two below */
-	int64_t will_ms;                /* when the will is due, TIMER_NEVER */
 	int64_t expires_ms;             /* while not connected */
 	uint32_t expiry;                /* s after the connection's end */
 	uint32_t window_bytes;          /* the same in bytes; 0: no limit */
 	uint16_t window;                /* unacknowledged messages allowed */
 	uint16_t last_id;
-	uint16_t n_received, received_cap;
 	uint16_t id_len;
 	uint8_t guard;                  /* place of its listener's guard */
-	uint32_t no;                    /* in the journal, 0: not there */
-	uint32_t last_delivery;         /* the newest one's number there */
 	bool dropping;                  /* an episode of drops was logged */
+	uint32_t no;                    /* in the journal, 0: not there */
 	uint8_t id[];                   /* client identifier, NUL behind it */
 };
 
@@ -226,6 +230,12 @@ void session_done(struct session *s, struct topics *t, struct delivery *d);
 /* The connection is gone: all that is unacknowledged is due again, in its
  * order; QoS 0 is dropped unless it is to be kept. */
 void session_rewind(struct session *s, struct topics *t, bool keep_qos0);
+
+static inline unsigned
+session_n_received(const struct session *s)
+{
+	return s->received ? s->received->n : 0;
+}
 
 /* Received QoS 2 identifiers. put false: no memory. take: whether it was
  * there. */

@@ -39,6 +39,11 @@ struct aliases {
 	struct mqtt_str topic[];
 };
 
+/* Most connections have none. */
+struct alias_tables {
+	struct aliases *from_client, *to_client;
+};
+
 enum client_state {
 	CLIENT_NEW,     /* accepted, waits for CONNECT */
 	CLIENT_LOGIN,   /* CONNECT has come; its password is being checked, or
@@ -68,23 +73,20 @@ struct client {
 	struct session *session;        /* while CLIENT_UP */
 	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
+	struct client *older;           /* while stranger: strangers.h */
 	union {
-		struct {                /* while stranger: strangers.h */
-			struct client *older, *newer;
-		};
-		struct {
-			struct aliases *from_client, *to_client;
-		};
+		struct client *newer;   /* the same */
+		struct alias_tables *aliases;   /* then; NULL: none */
 	};
 	int64_t last_in_ms;             /* a whole packet */
 	uint32_t packet_max;            /* the client's Maximum Packet Size */
+	uint32_t keeps;                 /* bytes, while stranger */
 	uint16_t keepalive;             /* s, as in force */
 	uint16_t unreleased;            /* QoS 2 messages that came first on
 	                                 * this connection, before PUBREL */
 	uint8_t state;                  /* enum client_state */
-	bool stranger;                  /* it has not logged in yet */
-	uint32_t keeps;                 /* bytes, while it has not */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
+	bool stranger;                  /* it has not logged in yet */
 	bool bridge;
 	bool certified;                 /* its certificate gave its user name */
 	bool clean;
@@ -92,10 +94,7 @@ struct client {
 	bool failed;                    /* out of memory, or a write failed */
 	bool zero_expiry;               /* CONNECT said expiry 0 */
 	bool mute;                      /* its CONNACK waits for the disk */
-	bool holds;                     /* on the list of holders */
-	struct client *next_holder;
-	struct held *held;              /* the last of what waits for the
-	                                 * disk, linked in a circle */
+	struct holder *holder;          /* NULL: nothing waits for the disk */
 };
 
 /* Counted for $SYS; each only grows. */
@@ -149,9 +148,12 @@ struct persist {
 	bool group;             /* records belong together for now */
 	uint64_t pos;           /* after the last record that somebody waits
 	                         * for */
-	uint64_t told;          /* those who wait have heard of this one */
+	uint64_t told;          /* those who wait have heard of this one, */
+	bool told_failed;       /* and of trouble */
 	uint64_t mark;          /* the same, before the packet at hand */
-	uint32_t last_session, last_msg;        /* numbers given */
+	uint32_t last_session;          /* numbers given */
+	uint64_t last_msg, last_delivery;
+	struct imported *imported;      /* messages still to be handed on */
 	int64_t failed_ms;      /* since when the disk fails, 0: it does not */
 	uint32_t changes;       /* since the last one that was not lazy */
 	int64_t wall_floor;     /* s since 1970: the newest time in it */
@@ -174,7 +176,7 @@ struct broker {
 	struct tls_server **certs;      /* per configured listener, or NULL */
 	struct tls_pool tls;
 	struct persist persist;
-	struct client *holders;         /* those that wait for the disk */
+	struct holder *holders;         /* those that wait for the disk */
 	struct conn *todo;              /* to be settled at the turn's end; what
 	                                 * is on it then is due at once */
 	struct takeovers takeovers[TAKEOVERS_WATCHED];

@@ -84,6 +84,7 @@
 
 #include "log.h"
 #include "mem.h"
+#include "sandbox.h"
 
 #define MAGIC "MIDGEJNL"
 #define VERSION 1
@@ -106,6 +107,7 @@
 #define RETRY_MAX_MS 60000
 #define CHILD_LOOK_MS 50
 #define RECOMPACT_MS 60000      /* after a snapshot that failed */
+#define DESCRIPTORS_MAX (1 << 20)       /* closed where none are listed */
 #define SCAN_AFTER 65536        /* searched for records after the end */
 
 enum kind { JOURNAL = 1, SNAPSHOT, SPARE, DAMAGED, JOURNAL_NEW, SNAPSHOT_NEW,
@@ -1060,8 +1062,20 @@ struct helper {
 	uint32_t no[2];
 };
 
+/* Where there is no /proc: it takes its time. */
+static void
+close_others(int keep)
+{
+	long n = sysconf(_SC_OPEN_MAX);
+
+	for (int fd = 3; fd < n && fd < DESCRIPTORS_MAX; fd++)
+		if (fd != keep)
+			close(fd);
+}
+
 /* A forked process ends with the broker, hears no signal meant for it, and
- * keeps none of its files and sockets but keep and the standard ones. */
+ * keeps none of its files and sockets but keep and the standard ones. Ends with
+ * an errno if it cannot. */
 static void
 become_child(pid_t parent, int keep)
 {
@@ -1076,6 +1090,9 @@ become_child(pid_t parent, int keep)
 	if (getppid() != parent)
 		_exit(0);
 	d = opendir("/proc/self/fd");
+	if (!d && errno != ENOENT)
+		_exit(errno);   /* it would hold on to the sockets of clients,
+				 * and to the other end of its own */
 	while (d && (de = readdir(d))) {
 		fd = atoi(de->d_name);
 		if (fd > 2 && fd != keep && fd != dirfd(d))
@@ -1083,6 +1100,14 @@ become_child(pid_t parent, int keep)
 	}
 	if (d)
 		closedir(d);
+	else
+		close_others(keep);
+	/* In the background: whoever started the broker may wait for the end
+	 * of its output. */
+	if (getsid(0) == parent && (fd = open("/dev/null", O_RDWR)) >= 0)
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
+	sandbox_enter(SANDBOX_STORE);
 }
 
 static void
@@ -1098,8 +1123,13 @@ static void
 helper_sync(struct helper *h, uint32_t no)
 {
 	int fd = h->no[0] == no ? h->fd[0] : h->no[1] == no ? h->fd[1] : -1;
+	int error = fdatasync(fd) < 0 ? errno : 0;
+	struct stat sb;
 
-	helper_answer(h, OP_SYNC, no, fdatasync(fd) < 0 ? errno : 0);
+	/* What is in a file without a name is nowhere after the next start. */
+	if (!error && fstat(fd, &sb) == 0 && sb.st_nlink == 0)
+		error = ENOENT;
+	helper_answer(h, OP_SYNC, no, error);
 }
 
 /* So that syncs do not wait while a segment is filled with zeros. */
@@ -2130,6 +2160,13 @@ lock(struct store *st)
 	path_of(path, st->c.dir, st->c.name, LOCK, 0);
 	st->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
 	    0600);
+	/* On a disk that takes no file nobody else can write either. */
+	if (st->lock_fd < 0 && (errno == EROFS || errno == ENOSPC ||
+	    errno == EDQUOT)) {
+		log_warning("Warning: %s: %s. The journal is read without a "
+		    "lock.", path, strerror(errno));
+		return 0;
+	}
 	if (st->lock_fd < 0) {
 		log_error("Error: Unable to open %s: %s. The broker needs to "
 		    "write in that directory.", path, strerror(errno));

@@ -36,7 +36,7 @@ strangers_remove(struct broker *b, struct client *c)
 	c->keeps = 0;
 	c->stranger = false;
 	/* The same place in memory, see state.h. */
-	c->from_client = c->to_client = NULL;
+	c->aliases = NULL;
 }
 
 static uint32_t

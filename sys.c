@@ -315,6 +315,7 @@ sys_init(struct broker *b)
 
 	if (!s || !timer_init(&b->timers, &s->timer, TIMER_SYS)) {
 		mem_free(s, sizeof *s);
+		log_error("Error: Unable to start: out of memory.");
 		return false;
 	}
 	s->start_ms = s->last_ms = b->now_ms;

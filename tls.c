@@ -64,12 +64,14 @@
 
 enum state { GATHERING, STARTING, GOING, WAITING, OPEN, BROKEN };
 
+enum fault { NO_FAULT, SHAKE_FAILED, PEER_ALERT, RENEGOTIATION, ODD_RECORD,
+	NO_RECORD, BAD_MAC };
+
 enum content { CHANGE_CIPHER_SPEC = 20, ALERT = 21, HANDSHAKE = 22,
 	APPLICATION = 23 };
 
 /* Key material of one direction: what the record contexts are made of. */
 struct direction {
-	uint64_t seq;
 	uint8_t key[32];
 	uint8_t iv[12];
 };
@@ -85,15 +87,16 @@ struct bytes {
 
 struct tls {
 	struct tls_pool *pool;
-	struct shake *shake;    /* until OPEN or BROKEN */
+	struct shake *shake;    /* until OPEN or BROKEN, or the user name in
+	                         * it is taken */
+	uint64_t in_seq, out_seq;       /* of the next record */
 	struct direction in, out;
 	struct bytes *raw;      /* input: part of a record */
 	struct bytes *rest;     /* output: ciphertext */
-	const char *fault;
-	char *identity;
 	uint16_t suite;
 	uint16_t fragment;      /* largest plaintext of a record we send */
 	uint8_t state;          /* enum state */
+	uint8_t fault;          /* of the peer's; enum fault */
 	bool ended;             /* close_notify came */
 	bool shut;              /* ours went */
 };
@@ -193,6 +196,7 @@ struct shake {
 	struct lane *lane;
 	void *owner;
 	struct shake *next, **prev;     /* while STARTING or GOING */
+	char *identity;                 /* at last: the peer's user name */
 	bool gives_way;
 };
 
@@ -466,8 +470,8 @@ fail:
 }
 
 /* A leaf alone is completed by its issuers, the root left out, as brokers with
- * OpenSSL do. */
-static void
+ * OpenSSL do. false: no memory. */
+static bool
 complete_chain(struct tls_server *s)
 {
 	struct cert last = s->leaf;
@@ -479,11 +483,13 @@ complete_chain(struct tls_server *s)
 
 		if (!up || der_eq(up->issuer, up->subject) ||
 		    der_eq(last.issuer, last.subject))
-			return;
+			break;
 		c = &s->anchors.certs.der[up - s->anchors.info];
-		certs_add(&s->chain, c->data, c->data_len);
+		if (!certs_add(&s->chain, c->data, c->data_len))
+			return false;
 		last = *up;
 	}
+	return true;
 }
 
 static bool
@@ -515,8 +521,10 @@ load_certificate(struct tls_server *s)
 	s->issuer_type = (unsigned)br_x509_decoder_get_signer_key_type(&dec);
 	cert_parse((struct der){ s->chain.der[0].data,
 	    s->chain.der[0].data_len }, &s->leaf);
-	if (s->chain.n == 1)
-		complete_chain(s);
+	if (s->chain.n == 1 && !complete_chain(s)) {
+		log_error("Error: Out of memory for TLS.");
+		return false;
+	}
 	for (size_t i = 0; i < s->chain.n; i++)
 		total += s->chain.der[i].data_len + 3;
 	s->long_chain = total > CHAIN_SMALL;
@@ -826,8 +834,10 @@ tls_server_new(struct tls_pool *p, const struct config_listener *conf)
 {
 	struct tls_server *s = calloc(1, sizeof *s);
 
-	if (!s)
-		abort();        /* start-up */
+	if (!s) {
+		log_error("Error: Out of memory for TLS.");
+		return NULL;
+	}
 	*s = (struct tls_server){ .refs = 1, .pool = p, .conf = conf };
 	if (!p->out)
 		p->out = mem_alloc(OUT_SIZE);
@@ -1274,7 +1284,7 @@ take_lane(struct shake *k, int64_t now_ms)
 static void
 give_lane(struct shake *k)
 {
-	struct tls_pool *p = k->server->pool;
+	struct tls_pool *p = k->tls->pool;
 	struct lane *l = k->lane;
 	size_t size;
 
@@ -1411,6 +1421,17 @@ tls_new(struct tls_server *s, void *owner)
 	return t;
 }
 
+static void
+free_shake(struct tls *t)
+{
+	struct shake *k = t->shake;
+
+	if (k->identity)
+		mem_free(k->identity, strlen(k->identity) + 1);
+	mem_free(k, sizeof *k);
+	t->shake = NULL;
+}
+
 /* The handshake is over, one way or the other. */
 static void
 end_shake(struct tls *t, enum state state)
@@ -1422,16 +1443,16 @@ end_shake(struct tls *t, enum state state)
 		return;
 	give_lane(k);
 	tls_server_unref(k->server);
-	mem_free(k, sizeof *k);
-	t->shake = NULL;
+	k->server = NULL;
+	if (state != OPEN || !k->identity)
+		free_shake(t);
 }
 
 void
 tls_forget_identity(struct tls *t)
 {
-	if (t->identity)
-		mem_free(t->identity, strlen(t->identity) + 1);
-	t->identity = NULL;
+	if (t->state == OPEN && t->shake)
+		free_shake(t);
 }
 
 void
@@ -1463,13 +1484,22 @@ tls_is_open(const struct tls *t)
 const char *
 tls_fault(const struct tls *t)
 {
-	return t->fault;
+	static const char *const words[] = {
+		[SHAKE_FAILED] = "handshake failed",
+		[PEER_ALERT] = "the client ended it with a TLS alert",
+		[RENEGOTIATION] = "renegotiation, again and again",
+		[ODD_RECORD] = "a TLS record of a kind that has no place here",
+		[NO_RECORD] = "what came is not a TLS record",
+		[BAD_MAC] = "a TLS record was damaged on its way",
+	};
+
+	return words[t->fault];
 }
 
 const char *
 tls_identity(const struct tls *t)
 {
-	return t->identity;
+	return t->shake ? t->shake->identity : NULL;
 }
 
 const char *
@@ -1501,11 +1531,11 @@ load_in(const struct tls *t, const struct suite *s, union record *r)
 	if (s->aes) {
 		br_sslrec_in_gcm_vtable.init(&r->gcm.vtable.in, t->pool->aes,
 		    t->in.key, s->key_len, t->pool->ghash, t->in.iv);
-		r->gcm.seq = t->in.seq;
+		r->gcm.seq = t->in_seq;
 	} else {
 		br_sslrec_in_chapol_vtable.init(&r->chapol.vtable.in,
 		    t->pool->chacha, t->pool->poly, t->in.key, t->in.iv);
-		r->chapol.seq = t->in.seq;
+		r->chapol.seq = t->in_seq;
 	}
 }
 
@@ -1516,11 +1546,11 @@ load_out(const struct tls *t, const struct suite *s, union record *r)
 		br_sslrec_out_gcm_vtable.init(&r->gcm.vtable.out,
 		    t->pool->aes, t->out.key, s->key_len, t->pool->ghash,
 		    t->out.iv);
-		r->gcm.seq = t->out.seq;
+		r->gcm.seq = t->out_seq;
 	} else {
 		br_sslrec_out_chapol_vtable.init(&r->chapol.vtable.out,
 		    t->pool->chacha, t->pool->poly, t->out.key, t->out.iv);
-		r->chapol.seq = t->out.seq;
+		r->chapol.seq = t->out_seq;
 	}
 }
 
@@ -1548,8 +1578,8 @@ take_keys(struct tls *t, const br_ssl_engine_context *eng)
 	memcpy(t->out.key, p += s->key_len, s->key_len);
 	memcpy(t->in.iv, p += s->key_len, s->iv_len);
 	memcpy(t->out.iv, p += s->iv_len, s->iv_len);
-	t->in.seq = s->aes ? eng->in.gcm.seq : eng->in.chapol.seq;
-	t->out.seq = s->aes ? eng->out.gcm.seq : eng->out.chapol.seq;
+	t->in_seq = s->aes ? eng->in.gcm.seq : eng->in.chapol.seq;
+	t->out_seq = s->aes ? eng->out.gcm.seq : eng->out.chapol.seq;
 	explicit_bzero(block, sizeof block);
 	t->suite = s->id;
 	/* A peer with small buffers said so; the engine heeds that only where
@@ -1610,7 +1640,7 @@ put_alert(struct tls *t, uint8_t level, uint8_t what)
 	buf[21] = what;
 	/* What does not go out has no number. */
 	if (keep_rest(t, buf, seal(&r, ALERT, buf + 20, 2, buf)))
-		t->out.seq = seq_of(s, &r);
+		t->out_seq = seq_of(s, &r);
 	explicit_bzero(&r, sizeof r);
 }
 
@@ -1668,7 +1698,7 @@ seal_all(struct tls *t, const struct iovec *iov, int n_iov, size_t *taken)
 			break;
 		len += seal(&r, APPLICATION, start, n, out + len);
 	}
-	t->out.seq = seq_of(s, &r);
+	t->out_seq = seq_of(s, &r);
 	explicit_bzero(&r, sizeof r);
 	return len;
 }
@@ -1774,9 +1804,9 @@ end(int err)
 /* A fault of the peer's after the handshake. What came before it still counts,
  * so that the caller gets that first. */
 static ssize_t
-broken(struct tls *t, uint8_t alert, const char *why)
+broken(struct tls *t, uint8_t alert, enum fault fault)
 {
-	t->fault = why;
+	t->fault = (uint8_t)fault;
 	if (alert)
 		put_alert(t, 2, alert);
 	t->shut = true;
@@ -1795,16 +1825,14 @@ control(struct tls *t, uint8_t type, const uint8_t *p, size_t n)
 	if (type == ALERT && n == 2 && p[0] == 1)
 		return TLS_NOTHING;
 	if (type == ALERT && n == 2)
-		return broken(t, 0, "the client ended it with a TLS alert");
+		return broken(t, 0, PEER_ALERT);
 	if (type == HANDSHAKE) {
 		/* RFC 5246, 7.2.2: the session may go on. */
 		put_alert(t, 1, BR_ALERT_NO_RENEGOTIATION);
 		return tls_rest(t) > FRAGMENT ? broken(t,
-		    BR_ALERT_UNEXPECTED_MESSAGE, "renegotiation, again and "
-		    "again") : TLS_NOTHING;
+		    BR_ALERT_UNEXPECTED_MESSAGE, RENEGOTIATION) : TLS_NOTHING;
 	}
-	return broken(t, BR_ALERT_UNEXPECTED_MESSAGE,
-	    "a TLS record of a kind that has no place here");
+	return broken(t, BR_ALERT_UNEXPECTED_MESSAGE, ODD_RECORD);
 }
 
 /* Decrypts the whole records in p, n bytes, and moves the plaintext together
@@ -1826,8 +1854,7 @@ unseal_all(struct tls *t, uint8_t *p, size_t n, uint8_t *to, size_t *done)
 		uint8_t *head = p + *done;
 
 		if (size < 0) {
-			r = broken(t, BR_ALERT_DECODE_ERROR,
-			    "what came is not a TLS record");
+			r = broken(t, BR_ALERT_DECODE_ERROR, NO_RECORD);
 			break;
 		}
 		*done += (size_t)size;
@@ -1836,8 +1863,7 @@ unseal_all(struct tls *t, uint8_t *p, size_t n, uint8_t *to, size_t *done)
 		    rec.in->decrypt(&rec.in, head[0], BR_TLS12,
 		    head + RECORD_HEAD, &len) : NULL;
 		if (!plain || len > FRAGMENT) {
-			r = broken(t, BR_ALERT_BAD_RECORD_MAC,
-			    "a TLS record was damaged on its way");
+			r = broken(t, BR_ALERT_BAD_RECORD_MAC, BAD_MAC);
 		} else if (head[0] == APPLICATION) {
 			memmove(to + got, plain, len);
 			got += len;
@@ -1845,7 +1871,7 @@ unseal_all(struct tls *t, uint8_t *p, size_t n, uint8_t *to, size_t *done)
 			r = control(t, head[0], plain, len);
 		}
 	}
-	t->in.seq = seq_of(s, &rec);
+	t->in_seq = seq_of(s, &rec);
 	explicit_bzero(&rec, sizeof rec);
 	return got > 0 ? (ssize_t)got : r;
 }
@@ -2172,7 +2198,7 @@ fail(struct tls *t, uint8_t alert, const char *text, const char **out)
 	bytes_free(&t->raw);
 	if (alert)
 		put_alert(t, 2, alert);
-	t->fault = "handshake failed";
+	t->fault = SHAKE_FAILED;
 	*out = text;
 	return TLS_FAILED;
 }
@@ -2229,7 +2255,7 @@ finish(struct tls *t, const char **out)
 
 	write_keylog(t, &l->sc.eng);
 	take_keys(t, &l->sc.eng);
-	if (*id && !(t->identity = copy_identity(id)))
+	if (*id && !(t->shake->identity = copy_identity(id)))
 		return fail(t, 0, "out of memory", out);
 	*out = words("TLSv1.2 cipher %s%s%s", tls_cipher(t),
 	    l->resumed ? ", resumed" : "", whose(l, who));

@@ -155,8 +155,9 @@ class Pi:
         root.file("etc/inittab", INITTAB)
         root.file("etc/console", CONSOLE)
         root.file("etc/init.d/rcS", RC_S.replace("{disk}", self.model.disk), 0o755)
-        root.file("etc/passwd", "root:x:0:0::/:/bin/sh\nmidge:x:88:88::/var/lib/midge:/bin/false\n")
-        root.file("etc/group", "root:x:0:\nmidge:x:88:\n")
+        root.file("etc/passwd", "root:x:0:0::/:/bin/sh\nmidge:x:88:88::/var/lib/midge:/bin/false\n"
+                  "nobody:x:99:99::/:/bin/false\n")
+        root.file("etc/group", "root:x:0:\nmidge:x:88:\nnobody:x:99:\n")
         modules = module_order(self.tree, self.model.modules)
         for name, file in modules:
             root.file(f"modules/{name}.ko", read(file))

@@ -2,9 +2,9 @@
 # The modules, bottom to top: each may include the headers of those before it,
 # and its own, never one above.
 set -eu
-order="mem hash timer log file config mqtt msg cert tls conn watch topic store
-mosqdb session pwhash passwd acl auth listen service check state strangers persist relief
-send route client sys broker"
+order="mem hash timer log file config mqtt msg cert tls conn watch topic
+syscalls sandbox store mosqdb session pwhash passwd acl auth listen service check
+state strangers persist relief send route client sys broker"
 bad=0
 seen=
 for m in $order; do

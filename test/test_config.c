@@ -835,6 +835,10 @@ TEST(new_configuration)
 	take_over("user a\npid_file b\n", "user c\nsys_interval 2\n");
 	CHECK(is(c.user, "a") && is(c.pid_file, "b") && c.sys_interval == 2);
 	CHECK(strstr(said, "new user") && strstr(said, "new pid_file"));
+	take_over("persistence true\n", "sys_interval 2\n");
+	CHECK(c.persistence && strstr(said, "new persistence takes effect"));
+	take_over("", "retained_persistence true\n");
+	CHECK(!c.persistence && strstr(said, "new persistence takes effect"));
 	take_over("listener 1\nmax_qos 1\n", "listener 1\n");
 	CHECK(c.listeners[0].max_qos == 1 && strstr(said, "port 1 "));
 	take_over("listener 1\nmount_point a\n", "listener 1\nmount_point b\n");

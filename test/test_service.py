@@ -148,11 +148,16 @@ def test_daemon_on_a_port_that_is_taken(new_broker):
     assert not os.path.exists(broker.path("pid"))
 
 
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        return [int(n) for n in f.read().split()]
+
+
 @root
 def test_the_whole_life_of_a_daemon(new_broker, connect):
     """Background, pid file, another user, a reload, a new log file and the end."""
     broker = new_broker("user nobody", "pid_file {dir}/run/pid", "log_dest file {dir}/log/log", "log_type all",
-                        args=["-d"], start=False)
+                        "persistence true", "persistence_location {dir}/lib", args=["-d"], start=False)
     code, out, err = broker.run()
     assert (code, out, err) == (0, "", "")
     with open(broker.path("run/pid")) as f:
@@ -161,7 +166,8 @@ def test_the_whole_life_of_a_daemon(new_broker, connect):
         connect("first", broker=broker).ping()      # ready when the command has returned
         with open(f"/proc/{pid}/status") as f:
             assert f"Uid:\t{pwd.getpwnam('nobody').pw_uid}\t" in f.read()
-        assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)} == {"/dev/null"}
+        for one in [pid, *children(pid)]:
+            assert {os.readlink(f"/proc/{one}/fd/{fd}") for fd in range(3)} == {"/dev/null"}
         os.rename(broker.path("log/log"), broker.path("log/old"))
         write(broker, BASE + "allow_zero_length_clientid false\nlog_dest file {dir}/log/log\n")
         os.kill(pid, signal.SIGHUP)

@@ -244,17 +244,22 @@ def together(path, *pairs):
     return str(path)
 
 
-def clock(pki, **settings):
-    """The environment of a broker whose clock is another one, see clock.c: at=, speed=. Skips the test
-    where nothing can be put before the program: it is static, or runs in an emulator."""
+def preload(source, directory):
+    """The environment that puts a file of test/ before the broker. Skips the test where nothing can be put
+    before the program: it is static, or runs in an emulator."""
     words = command()
     with open(shutil.which(words[0]), "rb") as f:
         if len(words) > 1 or b"/ld-" not in f.read(4096):
             raise unittest.SkipTest("nothing can be put before this program")
-    library = os.path.join(pki.dir, "clock.so")
+    library = os.path.join(directory, source[:-2] + ".so")
     if not os.path.exists(library):
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, os.path.join(ROOT, "test", "clock.c")],
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, os.path.join(ROOT, "test", source)],
                        check=True)
     checks = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
-    return {"LD_PRELOAD": library, "ASAN_OPTIONS": checks,
+    return {"LD_PRELOAD": library, "ASAN_OPTIONS": checks}
+
+
+def clock(pki, **settings):
+    """The environment of a broker whose clock is another one, see clock.c: at=, speed=."""
+    return {**preload("clock.c", pki.dir),
             **{"CLOCK_" + name.upper(): str(value) for name, value in settings.items()}}

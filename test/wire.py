@@ -648,6 +648,7 @@ class Broker:
         self.config = None if config is None else config + "".join(line + "\n" for line in lines)
         self.args = list(args)
         self.env = env or {}
+        self.forbidden = False      # True: the test makes calls that the sandbox refuses
         self.ports = {}
         self.process = None
         self.lines = []
@@ -732,6 +733,7 @@ class Broker:
             self.process.stderr.close()
             self.process = None
         assert not re.search(SANITIZER, self.log()), self.tail()
+        assert self.forbidden or "The sandbox refused" not in self.log(), self.log()
         return code
 
     def run(self, timeout=15):
@@ -799,6 +801,12 @@ class Broker:
         """The number of log lines so far, for wait_log(after=)."""
         with self._news:
             return len(self.lines)
+
+    def take_log(self):
+        """The lines so far, which are forgotten: for brokers that run for long."""
+        with self._news:
+            taken, self.lines = self.lines, []
+            return taken
 
     def wait_log(self, regex, after=0, timeout=5):
         """The match of the first line of stderr, from number `after` on, that the regex finds."""
