@@ -62,6 +62,7 @@ watch_init(struct watch *w)
 	add_signal(&set, WATCH_RTMIN);
 	sigaddset(&set, BELL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);       /* a file at its limit is a full disk */
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return false;
 	w->sigfd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
