@@ -622,6 +622,34 @@ TEST(the_first_file_missing)
 	CHECK(store_close(&st));
 }
 
+/* What changed without a record holds up all that comes behind it, until a
+ * snapshot has it; one that was begun before does not do. */
+TEST(a_state_that_is_incomplete)
+{
+	struct numbers s = { 0 };
+	struct store st;
+	uint64_t before;
+
+	make_dir();
+	CHECK(opened(&st, &s, NULL));
+	add(&st, &s, 30);
+	until_durable(&st);
+	store_compact(&st);
+	while (!st.snapshot_no)
+		turn(&st, clock_ms());
+	before = store_durable(&st);
+	store_incomplete(&st);
+	add(&st, &s, 3);
+	while (st.snapshot_no) {
+		CHECK(store_durable(&st) == before);
+		turn(&st, clock_ms());
+	}
+	CHECK(store_durable(&st) == before && st.compact_wanted);
+	until_durable(&st);
+	CHECK(!st.compact_wanted && !st.snapshot_no);
+	CHECK(store_close(&st));
+}
+
 static bool
 dump_fails(void *arg, struct store *st)
 {
