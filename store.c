@@ -107,6 +107,7 @@
 #define RETRY_MAX_MS 60000
 #define CHILD_LOOK_MS 50
 #define RECOMPACT_MS 60000      /* after a snapshot that failed */
+#define RECOMPACT_SOON_MS 1000
 #define DESCRIPTORS_MAX (1 << 20)       /* closed where none are listed */
 #define SCAN_AFTER 65536        /* searched for records after the end */
 
@@ -1683,11 +1684,14 @@ child_main(struct store *st, pid_t parent)
 static void
 compact_failed(struct store *st, int64_t now_ms, int err)
 {
+	/* Acknowledgements may wait for it. */
+	int pause_ms = st->orphan ? RECOMPACT_SOON_MS : RECOMPACT_MS;
+
 	log_warning("Warning: Journal %s/%s: a snapshot could not be made: %s. "
 	    "Nothing is lost; the next attempt is in %d s. It needs space "
 	    "for the whole state once more.", st->c.dir, st->c.name,
-	    strerror(err), RECOMPACT_MS / 1000);
-	st->compact_after_ms = now_ms + RECOMPACT_MS;
+	    strerror(err), pause_ms / 1000);
+	st->compact_after_ms = now_ms + pause_ms;
 	st->compact_wanted = true;
 	st->snapshot_no = 0;
 	st->child_done = false;
