@@ -95,6 +95,12 @@ tools-test:
 asan:
 	$(MAKE) test B=build/asan CFLAGS="-O1 -g $(SANITIZE)" HARD=
 
+# Each allocation fails, one after the other; the suite tries some of them.
+faults: tools-test
+	$(MAKE) B=build/asan CFLAGS="-O1 -g $(SANITIZE)" HARD= \
+		build/asan/midge-alloc
+	ALLOC_ALL=1 BUILD=build/asan $(PYTEST) test/test_alloc.py
+
 # Speed and memory beside Mosquitto's, if that is installed.
 bench: $(B)/midge $(B)/load
 	@test/need.sh "the bench" python3
@@ -155,6 +161,11 @@ tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
 	@test/need.sh "the fuzzer" libclang-rt-dev
 
+# Static checks; test/lint.ignore has what they find without reason.
+lint:
+	@test/need.sh "lint" gcc clang clang-tidy clang-tools cppcheck python3
+	/usr/bin/python3 test/lint.py $(SRC)
+
 include cross/targets.mk
 
 # A module includes only modules below it; see test/layers.sh.
@@ -180,4 +191,4 @@ clean:
 	rm -rf build
 
 .PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
-	coverage check install clean
+	faults coverage lint check install clean
