@@ -80,6 +80,8 @@ test: tools-test $(B)/midge $(B)/midge-alloc $(B)/storetool \
 		$(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
+	@if command -v clang >/dev/null; then $(MAKE) fuzz T=2; \
+	else echo "No clang: the fuzzers were not run."; fi
 
 # Nobody gets an ssh server from trying the tests: those that need one, or the
 # other tools in the last line, are skipped where they are not there.
@@ -94,6 +96,12 @@ tools-test:
 # The same under AddressSanitizer and UBSan.
 asan:
 	$(MAKE) test B=build/asan CFLAGS="-O1 -g $(SANITIZE)" HARD=
+
+# Each allocation fails, one after the other; the suite tries some of them.
+faults: tools-test
+	$(MAKE) B=build/asan CFLAGS="-O1 -g $(SANITIZE)" HARD= \
+		build/asan/midge-alloc
+	ALLOC_ALL=1 BUILD=build/asan $(PYTEST) test/test_alloc.py
 
 # Speed and memory beside Mosquitto's, if that is installed.
 bench: $(B)/midge $(B)/load
@@ -121,10 +129,16 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(SRC) $(wildcard *.h) | tools-fuzz
+FUZZ = -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest $(SANITIZE)
+FUZZ_OBJ = $(SRC:%.c=build/fuzz/%.o)
+
+build/fuzz/%.o: %.c $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
-	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
-		-o $@ $< $(filter-out broker.c $(AWAY_$*:%=%.c),$(SRC)) $(LIBS)
+	clang $(FUZZ) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(FUZZ_OBJ)
+	clang $(FUZZ) -fsanitize=fuzzer -o $@ $< $(filter-out \
+		build/fuzz/broker.o $(AWAY_$*:%=build/fuzz/%.o),$(FUZZ_OBJ)) $(LIBS)
 
 # Branches of the protocol code that the tests and the seeds of the fuzzers go
 # through. The broker may have another user than the tests: all share one file.
@@ -155,11 +169,18 @@ tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
 	@test/need.sh "the fuzzer" libclang-rt-dev
 
+# Static checks; test/lint.ignore has what they find without reason.
+lint:
+	@test/need.sh "lint" gcc clang clang-tidy clang-tools cppcheck python3
+	/usr/bin/python3 test/lint.py $(SRC)
+
 include cross/targets.mk
 
-# A module includes only modules below it; see test/layers.sh.
-check:
+# A module includes only modules below it, see test/layers.sh; the program was
+# built as a release is to be (a sanitizer takes the place of HARD).
+check: $(B)/midge
 	@test/layers.sh
+	$(if $(HARD),@test/hardening.sh $(B)/midge)
 
 # For this machine: program, manual, configuration if there is none, the unit.
 install: $(B)/midge
@@ -180,4 +201,4 @@ clean:
 	rm -rf build
 
 .PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
-	coverage check install clean
+	faults coverage lint check install clean

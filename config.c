@@ -1254,7 +1254,8 @@ add_local(struct config *c, const struct config_security *s, const int *ports,
 			l.port = ports[i];
 			l.host = copy(c, hosts[h]);
 			l.security = copy_security(c, s);
-			add_listener(c, &l);
+			if (!add_listener(c, &l))
+				return;
 		}
 	}
 }

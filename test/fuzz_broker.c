@@ -92,9 +92,11 @@ static void
 wait_for_input(int fd)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	struct timespec t = { 10, 0 };
+	struct timespec t = { 60, 0 };
 
-	assert(syscall(SYS_ppoll, &p, 1, &t, NULL, 0) == 1);
+	while (syscall(SYS_ppoll, &p, 1, &t, NULL, 0) < 0)
+		assert(errno == EINTR);
+	assert(p.revents);
 }
 
 /* ---- the model ---- */
