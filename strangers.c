@@ -8,6 +8,10 @@
 #define BYTES_PART 16
 #define BYTES_MAX (16u << 20)
 
+/* What a CONNECT may take on its way: nobody goes before. A crowd that comes
+ * back all at once waits a little to be let in instead. */
+#define GRACE_MS 300
+
 void
 strangers_add(struct broker *b, struct client *c)
 {
@@ -99,6 +103,8 @@ strangers_full(struct broker *b, struct client **oldest)
 	}
 	while (c && waits_for_us(c))
 		c = c->newer;
+	if (c && b->now_ms - c->last_in_ms < GRACE_MS)
+		c = NULL;
 	*oldest = c;
 	if (c && !s->told) {
 		s->told = true;
