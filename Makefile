@@ -126,6 +126,31 @@ build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(SRC) $
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest -fsanitize=fuzzer $(SANITIZE) \
 		-o $@ $< $(filter-out broker.c $(AWAY_$*:%=%.c),$(SRC)) $(LIBS)
 
+# Branches of the protocol code that the tests and the seeds of the fuzzers go
+# through. The broker may have another user than the tests: all share one file.
+COV = build/cov
+COVER = -fprofile-instr-generate -fcoverage-mapping
+SEEDED = fuzz_broker fuzz_mqtt fuzz_topic
+PROFILE = LLVM_PROFILE_FILE=$(CURDIR)/$(COV)/raw/%m
+
+coverage: tools-test tools-fuzz
+	@test/need.sh "the coverage" clang llvm
+	$(MAKE) B=$(COV) CC=clang CFLAGS="-O1 -g $(COVER)" HARD= $(COV)/midge \
+		$(COV)/midge-alloc $(COV)/storetool $(UNITS:%=$(COV)/%)
+	rm -rf $(COV)/raw && mkdir -m 777 $(COV)/raw
+	for p in midge midge-alloc; do \
+		$(PROFILE) $(COV)/$$p --version >$(COV)/log; done
+	chmod a+rw $(COV)/raw/*
+	-$(PROFILE) MIDGE=$(COV)/midge BUILD=$(COV) $(PYTEST) test
+	for f in $(SEEDED); do [ -d test/corpus/$$f ] || continue; \
+		clang -std=c11 -D_GNU_SOURCE -O1 -I. -Itest -fsanitize=fuzzer \
+		$(COVER) -o $(COV)/$$f test/$$f.c $(filter-out broker.c,$(SRC)) \
+		$(LIBS) && $(PROFILE) $(COV)/$$f -runs=0 test/corpus/$$f \
+		2>$(COV)/log || exit 1; done
+	llvm-profdata merge -o $(COV)/all $(COV)/raw/*
+	llvm-cov export -instr-profile $(COV)/all $(COV)/midge | \
+		/usr/bin/python3 test/coverage.py $(COV)/missing 90
+
 tools-fuzz:
 	@command -v clang >/dev/null || test/need.sh "the fuzzer" clang
 	@test/need.sh "the fuzzer" libclang-rt-dev
@@ -155,4 +180,4 @@ clean:
 	rm -rf build
 
 .PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
-	check install clean
+	coverage check install clean

@@ -231,7 +231,7 @@ on_signal(void *arg, int signo)
 		persist_save(b);
 	else if (signo == SIGUSR2)
 		sys_report(b);
-	else if (signo == SIGRTMIN)
+	else if (signo == SIGRTMIN || signo == WATCH_RTMIN)
 		log_open(&b->conf->log);
 }
 

@@ -90,12 +90,14 @@ publish_will(struct broker *b, struct session *s)
 	struct msg *m = w->msg;
 	int64_t expires_ms = w->has_expiry ?
 	    b->now_ms + (int64_t)w->expiry * 1000 : MSG_NEVER;
+	bool recorded = persist_will_goes(b, s);
 
 	msg_ref(m);
-	persist_will_done(b, s);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
 	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
+	if (recorded)
+		persist_will_gone(b, s);
 	msg_unref(m);
 }
 
@@ -272,6 +274,19 @@ client_broken(struct broker *b, struct client *c)
 	if (c->state == CLIENT_UP)
 		detach(b, c, true);
 	hang_up(b, c);
+}
+
+/* Nobody is told what could not be recorded: whoever asked for it has to come
+ * again. */
+static void
+drop_unrecorded(struct broker *b, struct client *c)
+{
+	if (!persist_lost(b))
+		return;
+	log_notice("Client %s gets no answer: the journal cannot take what it "
+	    "asked for now.", client_id(c));
+	c->failed = true;
+	todo(b, c);
 }
 
 /* ---- CONNECT ---- */
@@ -588,8 +603,9 @@ attach(struct broker *b, struct client *c, struct session *s,
 	int aliases = c->listener->conf->max_topic_alias_broker;
 
 	strangers_remove(b, c);
-	persist_will_done(b, s);
-	session_free_will(s);           /* back in time: not sent */
+	if (persist_will_goes(b, s))    /* back in time: not sent */
+		persist_will_gone(b, s);
+	session_free_will(s);
 	s->will = w;
 	s->client = c;
 	s->expires_ms = TIMER_NEVER;
@@ -810,7 +826,9 @@ leave_login(struct broker *b, struct client *c)
 	c->login = NULL;
 	c->state = CLIENT_NEW;
 	c->last_in_ms = b->now_ms;
+	persist_mark(b);
 	enter(b, c, &l->k);
+	drop_unrecorded(b, c);
 	free_login(l);
 	c->conn.ready = c->conn.in_len > 0;
 	todo(b, c);
@@ -1593,6 +1611,7 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 		client_close(b, c, MQTT_PROTOCOL_ERROR,
 		    "packet type that a client may not send here");
 	}
+	drop_unrecorded(b, c);
 }
 
 /* ---- input ---- */
@@ -1828,8 +1847,9 @@ client_init(struct broker *b, struct client *c, struct listener *l, int fd,
 	c->last_in_ms = b->now_ms;
 	c->packet_max = UINT32_MAX;
 	if ((!*l->tls || (c->conn.tls = tls_new(*l->tls, c))) &&
-	    watch_add(&b->watch, &c->conn))
+	    strangers_add(b, c) && watch_add(&b->watch, &c->conn))
 		return true;
+	strangers_remove(b, c);
 	tls_free(c->conn.tls);
 	timer_fini(&b->timers, &c->timer);
 	return false;
@@ -1868,7 +1888,6 @@ client_new(struct broker *b, struct listener *l, int fd,
 		    l->conf->port);
 	(*l->n_connections)++;
 	b->stats.connections++;
-	strangers_add(b, c);
 	timer_set(&b->timers, &c->timer, b->now_ms + (c->conn.tls &&
 	    b->conf->connect_timeout > HANDSHAKE_S ? HANDSHAKE_S :
 	    b->conf->connect_timeout) * 1000);

@@ -426,7 +426,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 			b->stats.publish_dropped++;
 	}
 	*receivers += m->n_groups;
-	return b->persist.lost || r->lost ? MQTT_QUOTA : MQTT_OK;
+	return persist_lost(b) || r->lost ? MQTT_QUOTA : MQTT_OK;
 }
 
 void
@@ -472,6 +472,18 @@ route_recheck(struct broker *b, struct session *s)
 		recheck_line(b, s, s->out->acked.first);
 }
 
+/* Those behind one that waits for its name to be on the disk get theirs too, as
+ * far as the window reaches: one commit is for all. */
+static void
+name_followers(struct broker *b, struct session *s, struct delivery *d)
+{
+	uint16_t room = (uint16_t)(s->window - s->out->in_flight);
+
+	while (--room > 0 && (d = d->next))
+		if (d->qos == 2 && !d->id && session_give_id(s, d))
+			persist_sent(b, s, d);
+}
+
 /* Gives d its packet identifier. One of QoS 2 does not leave before that is on
  * the disk: the client will know it by this name. false: it has to wait. */
 static bool
@@ -485,6 +497,7 @@ name_delivery(struct broker *b, struct client *c, struct delivery *d)
 	persist_sent(b, c->session, d);
 	if (d->qos == 1 || persist_reached(b, d->pos))
 		return true;
+	name_followers(b, c->session, d);
 	send_hold(b, c);
 	return false;
 }

@@ -73,20 +73,18 @@ struct client {
 	struct session *session;        /* while CLIENT_UP */
 	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
-	struct client *older;           /* while stranger: strangers.h */
 	union {
-		struct client *newer;   /* the same */
+		struct stranger *stranger;      /* while is_stranger */
 		struct alias_tables *aliases;   /* then; NULL: none */
 	};
 	int64_t last_in_ms;             /* a whole packet */
 	uint32_t packet_max;            /* the client's Maximum Packet Size */
-	uint32_t keeps;                 /* bytes, while stranger */
 	uint16_t keepalive;             /* s, as in force */
 	uint16_t unreleased;            /* QoS 2 messages that came first on
 	                                 * this connection, before PUBREL */
 	uint8_t state;                  /* enum client_state */
+	bool is_stranger;               /* it has not logged in yet */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
-	bool stranger;                  /* it has not logged in yet */
 	bool bridge;
 	bool certified;                 /* its certificate gave its user name */
 	bool clean;
@@ -119,7 +117,7 @@ struct takeovers {
 
 /* Connections that have not logged in, see strangers.h. */
 struct strangers {
-	struct client *oldest, *newest;
+	struct stranger *oldest, *newest;
 	uint32_t n;
 	uint64_t bytes;                 /* that they keep */
 	bool told;                      /* that there are too many */

@@ -1574,6 +1574,16 @@ store_fd(const struct store *st)
 }
 
 void
+store_incomplete(struct store *st)
+{
+	if (!st->orphan)
+		st->held = st->durable;
+	st->orphan = st->compact_wanted = true;
+	st->stale = compacting(st);
+	st->compact_after_ms = 0;
+}
+
+void
 store_compact(struct store *st)
 {
 	st->compact_wanted = true;
@@ -1699,7 +1709,7 @@ compact_start(struct store *st, int64_t now_ms)
 {
 	pid_t parent = getpid();
 
-	st->compact_wanted = false;
+	st->compact_wanted = st->stale = false;
 	st->snapshot_no = st->next.no;
 	st->switch_pos = st->complete;
 	st->child = fork();
@@ -1766,7 +1776,7 @@ on_installed(struct store *st, int err)
 		st->snapshot_size = (uint64_t)sb.st_size;
 	st->journal_size -= st->covered;
 	st->covered = 0;
-	st->orphan = false;
+	st->orphan = st->stale;
 	st->snapshot_no = 0;
 	st->child_done = false;
 	log_info("Journal %s/%s: new snapshot of %llu bytes.", st->c.dir,

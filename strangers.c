@@ -12,35 +12,45 @@
  * back all at once waits a little to be let in instead. */
 #define GRACE_MS 300
 
-void
+struct stranger {
+	struct client *client;
+	struct stranger *older, *newer;
+	uint32_t keeps;                 /* bytes */
+};
+
+bool
 strangers_add(struct broker *b, struct client *c)
 {
 	struct strangers *s = &b->strangers;
+	struct stranger *k = mem_alloc_passing(sizeof *k);
 
-	c->stranger = true;
-	c->older = s->newest;
-	c->newer = NULL;
-	*(c->older ? &c->older->newer : &s->oldest) = c;
-	s->newest = c;
+	if (!k)
+		return false;
+	*k = (struct stranger){ .client = c, .older = s->newest };
+	*(k->older ? &k->older->newer : &s->oldest) = k;
+	s->newest = k;
 	s->n++;
+	c->is_stranger = true;
+	c->stranger = k;
+	return true;
 }
 
 void
 strangers_remove(struct broker *b, struct client *c)
 {
 	struct strangers *s = &b->strangers;
+	struct stranger *k = c->stranger;
 
-	if (!c->stranger)
+	if (!c->is_stranger)
 		return;
-	*(c->older ? &c->older->newer : &s->oldest) = c->newer;
-	*(c->newer ? &c->newer->older : &s->newest) = c->older;
+	*(k->older ? &k->older->newer : &s->oldest) = k->newer;
+	*(k->newer ? &k->newer->older : &s->newest) = k->older;
 	s->n--;
-	assert(s->bytes >= c->keeps);
-	s->bytes -= c->keeps;
-	c->keeps = 0;
-	c->stranger = false;
-	/* The same place in memory, see state.h. */
-	c->aliases = NULL;
+	assert(s->bytes >= k->keeps);
+	s->bytes -= k->keeps;
+	mem_free(k, sizeof *k);
+	c->is_stranger = false;
+	c->aliases = NULL;              /* the same place in memory */
 }
 
 static uint32_t
@@ -55,20 +65,20 @@ struct client *
 strangers_weigh(struct broker *b, struct client *c)
 {
 	struct strangers *s = &b->strangers;
-	struct client *most = c;
+	struct stranger *me = c->stranger, *most = me;
 
-	if (!c->stranger)
+	if (!c->is_stranger)
 		return NULL;
-	s->bytes -= c->keeps;
-	c->keeps = c->conn.in_cap + (c->login ? c->login->len : 0) +
+	s->bytes -= me->keeps;
+	me->keeps = c->conn.in_cap + (c->login ? c->login->len : 0) +
 	    (c->conn.tls ? (uint32_t)tls_keeps(c->conn.tls) : 0);
-	s->bytes += c->keeps;
+	s->bytes += me->keeps;
 	if (s->bytes <= max_bytes())
 		return NULL;
-	for (struct client *k = s->oldest; k; k = k->newer)
+	for (struct stranger *k = s->oldest; k; k = k->newer)
 		if (k->keeps > most->keeps)
 			most = k;
-	return most;
+	return most->client;
 }
 
 /* What is to be done next is our part. */
@@ -94,19 +104,19 @@ bool
 strangers_full(struct broker *b, struct client **oldest)
 {
 	struct strangers *s = &b->strangers;
-	struct client *c = s->oldest;
+	struct stranger *k = s->oldest;
 	uint32_t max = max_strangers(b);
 
 	if (s->n < max) {
 		s->told = s->told && s->n > max / 2;
 		return false;
 	}
-	while (c && waits_for_us(c))
-		c = c->newer;
-	if (c && b->now_ms - c->last_in_ms < GRACE_MS)
-		c = NULL;
-	*oldest = c;
-	if (c && !s->told) {
+	while (k && waits_for_us(k->client))
+		k = k->newer;
+	if (k && b->now_ms - k->client->last_in_ms < GRACE_MS)
+		k = NULL;
+	*oldest = k ? k->client : NULL;
+	if (k && !s->told) {
 		s->told = true;
 		log_warning("Warning: %u connections have not logged in "
 		    "(max_connecting); for each one more the oldest of them "

@@ -15,9 +15,9 @@
 
 #include "state.h"
 
-/* c was accepted; it logged in, or was marked dead. The second does nothing if
- * it is none. */
-void strangers_add(struct broker *b, struct client *c);
+/* c was accepted; it logged in, or was marked dead. The first may find no memory
+ * (false), the second does nothing if it is none. */
+bool strangers_add(struct broker *b, struct client *c);
 void strangers_remove(struct broker *b, struct client *c);
 
 /* c may keep more or less than before. The one that has to go for it, NULL:

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -297,8 +297,6 @@ check_session(const struct session *s, unsigned *n_subs)
 	}
 	if (s->will)
 		note_ref(s->will->msg);
-	for (unsigned i = 1; i < s->n_received; i++)
-		assert(s->received[i - 1] < s->received[i]);
 	if (s->client)
 		assert(s->client->session == s &&
 		    s->client->state == CLIENT_UP);
@@ -517,14 +515,33 @@ copy_files(const char *from, const char *to)
 	closedir(d);
 }
 
+/* The helpers of the journal stand still, and change no file meanwhile. */
+static void
+freeze(bool on)
+{
+	pid_t pids[] = { b.persist.store.helper_fd >= 0 ?
+	    b.persist.store.helper : 0, b.persist.store.child };
+
+	for (int i = 0; i < 2; i++) {
+		if (pids[i] <= 0)
+			continue;
+		kill(pids[i], on ? SIGSTOP : SIGCONT);
+		if (on)
+			waitpid(pids[i], NULL, WUNTRACED);
+	}
+}
+
 /* As after a stop, or after a cut: with the files as they were before it. */
 static void
 start_anew(bool cut)
 {
 	if (!b.persist.on)
 		return;
-	if (cut)
+	if (cut) {
+		freeze(true);
 		copy_files("journal", "saved");
+		freeze(false);
+	}
 	end();
 	if (cut)
 		copy_files("saved", "journal");

@@ -461,6 +461,14 @@ records_before(const size_t where[41], size_t at)
 	return n;
 }
 
+static bool
+zeros(const uint8_t *p, size_t n)
+{
+	while (n > 0 && *p == 0)
+		p++, n--;
+	return n == 0;
+}
+
 TEST(cut_at_every_byte)
 {
 	uint8_t buf[SEGMENT];
@@ -482,7 +490,8 @@ TEST(cut_at_every_byte)
 		/* A whole end is not damage, anything else is. */
 		if (at >= where[40])
 			CHECK(!rp.damage);
-		else if (want > 0 && at != where[want])
+		else if (want > 0 && !zeros(buf + where[want],
+		    at - where[want]))          /* a salted frame may begin so */
 			CHECK(rp.damage && rp.offset == where[want]);
 	}
 }
