@@ -29,6 +29,9 @@
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
 
+/* And while too many have not logged in. */
+#define ACCEPT_BUSY_MS 20
+
 #define DAY_MS (24 * 3600 * 1000)
 
 /* Work (see state.h) after which timers that are due wait for the next turn. */
@@ -96,8 +99,13 @@ set_accepting(struct broker *b, bool on)
 {
 	for (unsigned i = 0; i < b->n_listeners; i++)
 		watch_fixed_enable(&b->watch, b->listeners[i].fd, on);
-	timer_set(&b->timers, &b->accept_timer, on ? TIMER_NEVER :
-	    b->now_ms + ACCEPT_PAUSE_MS);
+}
+
+static void
+pause_accepting(struct broker *b, int ms)
+{
+	set_accepting(b, false);
+	timer_set(&b->timers, &b->accept_timer, b->now_ms + ms);
 }
 
 /* NULL: there is room for one more, or the limit that says no. */
@@ -143,7 +151,11 @@ accept_clients(struct broker *b, struct listener *l)
 
 	if (*l->tls)
 		read_certificates(b, false);
-	for (int i = 0; i < ACCEPTS_MAX && client_make_room(b); i++) {
+	for (int i = 0; i < ACCEPTS_MAX; i++) {
+		if (!client_make_room(b)) {
+			pause_accepting(b, ACCEPT_BUSY_MS);
+			return;
+		}
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
@@ -160,7 +172,7 @@ accept_clients(struct broker *b, struct listener *l)
 				    "service LimitNOFILE sets it.",
 				    strerror(errno));
 			b->out_of_fds = true;
-			set_accepting(b, false);
+			pause_accepting(b, ACCEPT_PAUSE_MS);
 			return;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			return;

@@ -1729,9 +1729,11 @@ weigh(struct broker *b, struct client *c)
 {
 	struct client *heavy = strangers_weigh(b, c);
 
-	if (heavy)
-		client_cut_off(b, heavy, "the connections that have not "
-		    "logged in hold too much input, and it most");
+	if (!heavy)
+		return;
+	client_cut_off(b, heavy, "the connections that have not logged in "
+	    "hold too much input, and it most");
+	conn_keep(&heavy->conn, NULL, 0, 0);    /* others need it this turn */
 }
 
 void

@@ -8,6 +8,10 @@
 #define BYTES_PART 16
 #define BYTES_MAX (16u << 20)
 
+/* What a CONNECT may take on its way: nobody goes before. A crowd that comes
+ * back all at once waits a little to be let in instead. */
+#define GRACE_MS 300
+
 struct stranger {
 	struct client *client;
 	struct stranger *older, *newer;
@@ -109,6 +113,8 @@ strangers_full(struct broker *b, struct client **oldest)
 	}
 	while (k && waits_for_us(k->client))
 		k = k->newer;
+	if (k && b->now_ms - k->client->last_in_ms < GRACE_MS)
+		k = NULL;
 	*oldest = k ? k->client : NULL;
 	if (k && !s->told) {
 		s->told = true;

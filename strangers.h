@@ -4,7 +4,7 @@
  * what others need: so many of them (max_connecting, and a quarter of the
  * descriptors) and so many bytes of what they have sent so far. Each also has a
  * deadline, connect_timeout. When one too many comes the oldest that we wait for
- * goes; when they keep too many bytes, the one that keeps most. Those that wait
+ * goes, but not before it had a moment to speak; when they keep too many bytes, the one that keeps most. Those that wait
  * for us, for a handshake or the check of a password, do not go: then nobody
  * else is let in for the moment.
  *
