@@ -137,8 +137,7 @@ mem_can_trim(void)
 {
 	size_t freed = ledger.trim_peak - ledger.used;
 
-	return malloc_trim && freed >= TRIM_MIN &&
-	    freed >= ledger.trim_peak / 8;
+	return freed >= TRIM_MIN && freed >= ledger.trim_peak / 8;
 }
 
 void

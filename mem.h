@@ -46,8 +46,7 @@ void mem_use_last(bool on);
 bool mem_above(unsigned n);
 
 /* Whether so much was given back since the last mem_trim that it is worth the
- * time to let the system have it. mem_trim takes a millisecond for some hundred
- * megabytes. */
+ * time to let the system have it. */
 bool mem_can_trim(void);
 void mem_trim(void);
 

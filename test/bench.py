@@ -186,6 +186,37 @@ def traffic(label, arguments, beside="", config="", seconds=3, latency=False):
     return measure
 
 
+# Connects again and again, and says nothing.
+SILENT = """
+import resource, socket, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+sockets = []
+while True:
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    sockets.append(s)
+    if len(sockets) > 3000:
+        sockets.pop(0).close()
+"""
+
+
+def strangers(program, quick):
+    """Latency beside somebody who connects as fast as he can."""
+    label = "1000 msg/s beside a flood of connections"
+    with run_broker(program) as broker, \
+            run_load(broker, f"-d {1200 if quick else 6000} rate") as load:
+        flood = start([sys.executable, "-c", SILENT, str(broker.port)],
+                      LOAD_CORE)
+        try:
+            result = load.run()
+        finally:
+            stop(flood)
+    return {f"{label}: latency {key} us": Figure(float(result[key + "_us"]))
+            for key in ("p50", "p99")}
+
+
 def retained(program, quick):
     n = 100000
     with run_broker(program) as broker:
@@ -401,6 +432,7 @@ ROWS = {
     "rate": traffic("1000 msg/s", "rate", seconds=6, latency=True),
     "rate-idle": traffic("1000 msg/s beside 5000 idle", "rate", seconds=6,
                          latency=True, beside="-n 5000 idle"),
+    "rate-strangers": strangers,
     "subs": traffic("10 pairs beside 100000 subscriptions", "pairs",
                     beside="-n 100000 subs"),
     "durable": durable,
