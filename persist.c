@@ -1419,9 +1419,11 @@ record_import(struct replay *r)
 	b->persist.group = true;
 	dump_all(b);
 	b->persist.group = false;
+	/* Without a record in it the journal is new to the next start too. */
 	if (b->persist.lost)
-		store_drop(&b->persist.store);
-	put_time(b, STORE_NOW);
+		persist_drop_group(b);
+	else
+		put_time(b, STORE_NOW);
 	store_compact(&b->persist.store);
 	for (uint32_t i = 0; h->bucket && i <= h->mask; i++)
 		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
@@ -1514,7 +1516,8 @@ persist_open(struct broker *b)
 		    "and were left out.", r.ignored);
 	persist_settle(&r);
 	if (ok) {
-		put_time(b, STORE_LAZY);
+		if (!b->persist.lost)
+			put_time(b, STORE_LAZY);
 		persist_commit(b);
 	}
 	if (b->tls.clock_floor < b->persist.wall_floor)
