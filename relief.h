@@ -11,8 +11,8 @@
  *   then   the slowest reader is disconnected; its session stays
  *
  * An episode begins when the first of them gives way and ends at 20/32. In it
- * each is told once; all are counted for $SYS. Says what is to be done, and does
- * nothing to a connection.
+ * each is told once; all are counted for $SYS. Says what is to be done, and
+ * does nothing to a connection.
  */
 #ifndef RELIEF_H
 #define RELIEF_H

@@ -85,7 +85,8 @@ strangers_weigh(struct broker *b, struct client *c)
 static bool
 waits_for_us(const struct client *c)
 {
-	return c->conn.ready || (c->conn.tls && !tls_wants_input(c->conn.tls)) ||
+	return c->conn.ready ||
+	    (c->conn.tls && !tls_wants_input(c->conn.tls)) ||
 	    (c->state == CLIENT_LOGIN && !c->login->why);
 }
 
