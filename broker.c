@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "passwd.h"
 #include "persist.h"
+#include "relief.h"
 #include "route.h"
 #include "sandbox.h"
 #include "state.h"
@@ -27,6 +28,9 @@
 
 /* After descriptors ran out nothing is accepted for this long. */
 #define ACCEPT_PAUSE_MS 1000
+
+/* And while too many have not logged in. */
+#define ACCEPT_BUSY_MS 20
 
 #define DAY_MS (24 * 3600 * 1000)
 
@@ -95,8 +99,13 @@ set_accepting(struct broker *b, bool on)
 {
 	for (unsigned i = 0; i < b->n_listeners; i++)
 		watch_fixed_enable(&b->watch, b->listeners[i].fd, on);
-	timer_set(&b->timers, &b->accept_timer, on ? TIMER_NEVER :
-	    b->now_ms + ACCEPT_PAUSE_MS);
+}
+
+static void
+pause_accepting(struct broker *b, int ms)
+{
+	set_accepting(b, false);
+	timer_set(&b->timers, &b->accept_timer, b->now_ms + ms);
 }
 
 /* NULL: there is room for one more, or the limit that says no. */
@@ -143,6 +152,10 @@ accept_clients(struct broker *b, struct listener *l)
 	if (*l->tls)
 		read_certificates(b, false);
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
+		if (!client_make_room(b)) {
+			pause_accepting(b, ACCEPT_BUSY_MS);
+			return;
+		}
 		len = sizeof ss;
 		memset(&ss, 0, sizeof ss);
 		fd = accept4(l->fd, (struct sockaddr *)&ss, &len,
@@ -159,7 +172,7 @@ accept_clients(struct broker *b, struct listener *l)
 				    "service LimitNOFILE sets it.",
 				    strerror(errno));
 			b->out_of_fds = true;
-			set_accepting(b, false);
+			pause_accepting(b, ACCEPT_PAUSE_MS);
 			return;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			return;
@@ -168,6 +181,21 @@ accept_clients(struct broker *b, struct listener *l)
 }
 
 /* ---- one turn ---- */
+
+/* Memory is short: the slowest reader goes, and nothing is sent any more to one
+ * that takes nothing. */
+static void
+relieve(struct broker *b)
+{
+	struct client *c = relief_timer(b);
+
+	if (!c)
+		return;
+	client_close(b, c, MQTT_QUOTA, "it reads slowest, and memory is short "
+	    "(memory_limit)");
+	if (c->blocked)
+		client_cut_off(b, c, NULL);
+}
 
 static void
 on_fixed(void *arg, int fd)
@@ -203,7 +231,7 @@ on_signal(void *arg, int signo)
 		persist_save(b);
 	else if (signo == SIGUSR2)
 		sys_report(b);
-	else if (signo == SIGRTMIN)
+	else if (signo == SIGRTMIN || signo == WATCH_RTMIN)
 		log_open(&b->conf->log);
 }
 
@@ -242,6 +270,9 @@ on_timer(struct broker *b, struct timer *t)
 		break;
 	case TIMER_DAILY:
 		remind(b);
+		break;
+	case TIMER_RELIEF:
+		relieve(b);
 		break;
 	case TIMER_WATCHDOG:
 		feed_watchdog(b);
@@ -389,6 +420,7 @@ turn(struct broker *b)
 	client_disk_done(b);
 	log_flush();            /* what is answered can be read in the log */
 	settle(b);
+	relief_turn(b);
 	watch_sweep(&b->watch);
 	for (unsigned i = 0; i < b->n_listeners; i++) {
 		if (b->listeners[i].pending)
@@ -469,6 +501,7 @@ init(struct broker *b)
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
 	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
+	    !relief_init(b) ||
 	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
 		return false;
 	b->now_ms = b->watch.now_ms;
@@ -525,6 +558,7 @@ stop(struct broker *b)
 	timer_fini(&b->timers, &b->accept_timer);
 	timer_fini(&b->timers, &b->watchdog);
 	timer_fini(&b->timers, &b->daily);
+	relief_fini(b);
 	timers_fini(&b->timers);
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
@@ -557,6 +591,9 @@ log_start(const struct config *c)
 	    "queued per client (max_queued_messages), %d in flight "
 	    "(max_inflight_messages).", c->max_packet_size,
 	    c->max_queued_messages, c->max_inflight_messages);
+	if (c->memory_limit)
+		log_info("Limit: %zu bytes of memory for all clients "
+		    "(memory_limit).", c->memory_limit);
 }
 
 /* What only root may do is done: from here on it is not needed any more. */

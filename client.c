@@ -2,8 +2,10 @@
 #include "auth.h"
 #include "mem.h"
 #include "persist.h"
+#include "relief.h"
 #include "route.h"
 #include "send.h"
+#include "strangers.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -88,12 +90,14 @@ publish_will(struct broker *b, struct session *s)
 	struct msg *m = w->msg;
 	int64_t expires_ms = w->has_expiry ?
 	    b->now_ms + (int64_t)w->expiry * 1000 : MSG_NEVER;
+	bool recorded = persist_will_goes(b, s);
 
 	msg_ref(m);
-	persist_will_done(b, s);
 	session_free_will(s);           /* never twice [MQTT-3.1.2-10] */
 	if (auth_may_write(s, msg_topic(m)))
 		route_msg(b, m, expires_ms, s);
+	if (recorded)
+		persist_will_gone(b, s);
 	msg_unref(m);
 }
 
@@ -256,6 +260,7 @@ client_cut_off(struct broker *b, struct client *c, const char *reason)
 		detach(b, c, true);
 	if (c->conn.tls)
 		tls_give_up(c->conn.tls);
+	strangers_remove(b, c);
 	c->state = CLIENT_DEAD;
 	todo(b, c);
 }
@@ -269,6 +274,19 @@ client_broken(struct broker *b, struct client *c)
 	if (c->state == CLIENT_UP)
 		detach(b, c, true);
 	hang_up(b, c);
+}
+
+/* Nobody is told what could not be recorded: whoever asked for it has to come
+ * again. */
+static void
+drop_unrecorded(struct broker *b, struct client *c)
+{
+	if (!persist_lost(b))
+		return;
+	log_notice("Client %s gets no answer: the journal cannot take what it "
+	    "asked for now.", client_id(c));
+	c->failed = true;
+	todo(b, c);
 }
 
 /* ---- CONNECT ---- */
@@ -345,16 +363,18 @@ check_id(const struct broker *b, const struct client *c,
 
 /* Sessions of clients that are away count too. */
 static enum mqtt_reason
-check_room(const struct broker *b, const struct mqtt_connect *k,
-    const char **why)
+check_room(struct broker *b, const struct mqtt_connect *k, const char **why)
 {
 	int max = b->conf->global_max_clients;
 
-	if (max < 0 || b->sessions.by_id.n < (uint32_t)max ||
-	    (k->id.len > 0 && session_find(&b->sessions, k->id)))
+	if (k->id.len > 0 && session_find(&b->sessions, k->id))
 		return MQTT_OK;
+	*why = "memory is short (memory_limit)";
+	if (relief_needs(b, RELIEF_NEWCOMERS))
+		return MQTT_QUOTA;
 	*why = "global_max_clients exceeded";
-	return MQTT_QUOTA;
+	return max < 0 || b->sessions.by_id.n < (uint32_t)max ? MQTT_OK :
+	    MQTT_QUOTA;
 }
 
 static enum mqtt_reason
@@ -582,8 +602,10 @@ attach(struct broker *b, struct client *c, struct session *s,
 	int window = b->conf->max_inflight_messages;
 	int aliases = c->listener->conf->max_topic_alias_broker;
 
-	persist_will_done(b, s);
-	session_free_will(s);           /* back in time: not sent */
+	strangers_remove(b, c);
+	if (persist_will_goes(b, s))    /* back in time: not sent */
+		persist_will_gone(b, s);
+	session_free_will(s);
 	s->will = w;
 	s->client = c;
 	s->expires_ms = TIMER_NEVER;
@@ -804,7 +826,9 @@ leave_login(struct broker *b, struct client *c)
 	c->login = NULL;
 	c->state = CLIENT_NEW;
 	c->last_in_ms = b->now_ms;
+	persist_mark(b);
 	enter(b, c, &l->k);
+	drop_unrecorded(b, c);
 	free_login(l);
 	c->conn.ready = c->conn.in_len > 0;
 	todo(b, c);
@@ -1199,8 +1223,11 @@ on_publish(struct broker *b, struct client *c, struct mqtt_in *in,
 	}
 	r = hand_on(b, c, &p);
 	/* Before 5.0 an acknowledgement cannot say no: without memory the
-	 * client has to come again [MQTT-4.8.0-2]. */
-	if (r == MQTT_QUOTA && c->version != MQTT_5)
+	 * client has to come again [MQTT-4.8.0-2]. Of QoS 0 nothing was
+	 * promised. */
+	if (r == MQTT_QUOTA && p.qos == 0)
+		b->stats.publish_dropped++;
+	else if (r == MQTT_QUOTA && c->version != MQTT_5)
 		client_close(b, c, r, why_not_taken(b));
 	else if (p.qos == 1)
 		send_ack(b, c, MQTT_PUBACK, p.id, r);
@@ -1367,6 +1394,24 @@ may_subscribe(const struct broker *b, const struct client *c,
 	return false;
 }
 
+/* Whether s may have this subscription too; one that it has may always be
+ * replaced. The last one may weigh more than what is left. */
+static bool
+may_have_more(struct broker *b, struct session *s, struct mqtt_str filter)
+{
+	uint32_t max = (uint32_t)b->conf->max_subscriptions;
+
+	if (topic_find_sub(&b->topics, s, filter))
+		return true;
+	if (max > 0 && s->sub_weight >= max) {
+		log_notice("Denied SUBSCRIBE from %s: it has as many "
+		    "subscriptions as max_subscriptions allows (%u).", s->id,
+		    max);
+		return false;
+	}
+	return !relief_needs(b, RELIEF_LASTING);
+}
+
 /* One filter; the code for SUBACK. */
 static uint8_t
 subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
@@ -1388,7 +1433,8 @@ subscribe(struct broker *b, struct client *c, struct mqtt_filter *f,
 	    (const char *)f->filter.p, f->qos);
 	if (s->no && persist_failed(b))
 		return c->version == MQTT_5 ? MQTT_QUOTA : MQTT_UNSPECIFIED;
-	sub = topic_subscribe(&b->topics, s, &s->subs, f, id, &fresh);
+	sub = may_have_more(b, s, f->filter) ? session_subscribe(s, &b->topics,
+	    f, id, &fresh) : NULL;
 	if (sub)
 		persist_sub(b, s, f, id);
 	if (!sub)
@@ -1414,7 +1460,7 @@ unsubscribe(struct broker *b, struct client *c, const struct mqtt_filter *f)
 		    (int)f->filter.len, (const char *)f->filter.p);
 	if (!sub)
 		return MQTT_NO_SUBSCRIPTION_EXISTED;
-	topic_unsubscribe(&b->topics, sub);
+	session_unsubscribe(c->session, &b->topics, sub);
 	persist_unsub(b, c->session, f->filter);
 	return MQTT_OK;
 }
@@ -1471,7 +1517,7 @@ on_subscribe(struct broker *b, struct client *c, struct mqtt_in *in,
 		client_close(b, c, r, why);
 		return;
 	}
-	codes = mem_alloc(n);
+	codes = mem_alloc_passing(n);
 	if (!codes) {
 		client_close(b, c, MQTT_QUOTA, "out of memory");
 		return;
@@ -1565,6 +1611,7 @@ on_packet(struct broker *b, struct client *c, const struct mqtt_header *h,
 		client_close(b, c, MQTT_PROTOCOL_ERROR,
 		    "packet type that a client may not send here");
 	}
+	drop_unrecorded(b, c);
 }
 
 /* ---- input ---- */
@@ -1676,6 +1723,19 @@ lost(struct broker *b, struct client *c, const char *reason)
 	client_cut_off(b, c, reason);
 }
 
+/* Those who have not logged in may keep only so much together. */
+static void
+weigh(struct broker *b, struct client *c)
+{
+	struct client *heavy = strangers_weigh(b, c);
+
+	if (!heavy)
+		return;
+	client_cut_off(b, heavy, "the connections that have not logged in "
+	    "hold too much input, and it most");
+	conn_keep(&heavy->conn, NULL, 0, 0);    /* others need it this turn */
+}
+
 void
 client_input(struct broker *b, struct client *c)
 {
@@ -1688,8 +1748,10 @@ client_input(struct broker *b, struct client *c)
 	r = conn_read(&c->conn, b->buf, &data, &n);
 	if (c->conn.tls && c->conn.out_len > 0)
 		todo(b, c);             /* an alert */
-	if (r == 0)
+	if (r == 0) {
+		weigh(b, c);
 		return;
+	}
 	if (r < 0 && errno == EPROTO && c->state < CLIENT_CLOSING) {
 		client_broken(b, c);
 		return;
@@ -1707,6 +1769,7 @@ client_input(struct broker *b, struct client *c)
 	done = handle(b, c, data, n, &whole);
 	if (!conn_keep(&c->conn, data + done, n - done, whole))
 		client_cut_off(b, c, "out of memory");
+	weigh(b, c);
 	if (c->conn.ready)
 		todo(b, c);
 	else if (c->state < CLIENT_CLOSING && c->conn.tls &&
@@ -1784,18 +1847,32 @@ client_init(struct broker *b, struct client *c, struct listener *l, int fd,
 	c->last_in_ms = b->now_ms;
 	c->packet_max = UINT32_MAX;
 	if ((!*l->tls || (c->conn.tls = tls_new(*l->tls, c))) &&
-	    watch_add(&b->watch, &c->conn))
+	    strangers_add(b, c) && watch_add(&b->watch, &c->conn))
 		return true;
+	strangers_remove(b, c);
 	tls_free(c->conn.tls);
 	timer_fini(&b->timers, &c->timer);
 	return false;
+}
+
+bool
+client_make_room(struct broker *b)
+{
+	struct client *oldest;
+
+	if (!strangers_full(b, &oldest))
+		return true;
+	if (oldest)
+		client_cut_off(b, oldest, "too many connections that have not "
+		    "logged in");
+	return oldest;
 }
 
 void
 client_new(struct broker *b, struct listener *l, int fd,
     const struct conn_addr *peer)
 {
-	struct client *c = mem_zalloc(sizeof *c);
+	struct client *c = mem_zalloc_passing(sizeof *c);
 	char name[CONN_NAME];
 
 	conn_name(peer, name);
@@ -1819,6 +1896,7 @@ client_new(struct broker *b, struct listener *l, int fd,
 void
 client_free(struct broker *b, struct client *c)
 {
+	strangers_remove(b, c);
 	send_forget_held(c);
 	watch_remove(&b->watch, &c->conn);
 	conn_fini(&c->conn);

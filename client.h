@@ -15,6 +15,10 @@
 void client_new(struct broker *b, struct listener *l, int fd,
     const struct conn_addr *peer);
 
+/* Whether there is room for one more that has not logged in, perhaps because
+ * another had to go for it. */
+bool client_make_room(struct broker *b);
+
 /* poll() said so. */
 void client_event(struct broker *b, struct client *c, short events);
 

@@ -1,4 +1,5 @@
 #include "config.h"
+#include "mem.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -749,6 +750,8 @@ static const struct option options[] = {
 	{ "log_timestamp_format", STRING, G(log_timestamp_format), .max = 100 },
 	{ "log_type", SPECIAL, .set = set_log_type },
 	{ "login_delay_max", INT, G(login_delay_max), .max = 3600 },
+	{ "max_connecting", INT, G(max_connecting), .min = 1,
+	    .max = INT_MAX },
 	{ "max_connections", INT, L(max_connections), .min = -1,
 	    .max = INT_MAX },
 	{ "max_handshakes", INT, G(max_handshakes), .min = 1, .max = 1000 },
@@ -762,6 +765,7 @@ static const struct option options[] = {
 	{ "maximum_qos", INT, L(max_qos), .max = 2 },
 	{ "max_queued_bytes", INT, G(max_queued_bytes), .max = INT_MAX },
 	{ "max_queued_messages", INT, G(max_queued_messages), .max = INT_MAX },
+	{ "max_subscriptions", INT, G(max_subscriptions), .max = INT_MAX },
 	{ "max_topic_alias", INT, L(max_topic_alias), .max = 65535 },
 	{ "max_topic_alias_broker", INT, L(max_topic_alias_broker),
 	    .max = 65535 },
@@ -1164,7 +1168,9 @@ set_defaults(struct config *c)
 		.set_tcp_nodelay = true,
 		.autosave_interval = 1800,
 		.connect_timeout = 30,
+		.max_connecting = 1000,
 		.max_handshakes = 32,
+		.memory_limit = mem_default_limit(),
 		.login_delay_max = 16,
 		.global_max_clients = -1,
 		.global_max_connections = -1,
@@ -1172,6 +1178,7 @@ set_defaults(struct config *c)
 		.max_inflight_messages = 20,
 		.max_packet_size = 2000000,
 		.max_queued_messages = 1000,
+		.max_subscriptions = 10000,
 		.sys_interval = 10,
 		.persistent_client_expiration = -1,
 		.log = { .types = LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |

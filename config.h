@@ -92,6 +92,7 @@ struct config {
 	char *pid_file;
 	char *user;             /* to run as when started by root */
 	int connect_timeout;    /* s */
+	int max_connecting;     /* connections that have not logged in */
 	int max_handshakes;     /* TLS, at a time */
 	const char *tls_keylog; /* file; NULL: none */
 	int login_delay_max;    /* s, 0: no delays */
@@ -103,6 +104,7 @@ struct config {
 	int max_packet_size;    /* bytes */
 	int max_queued_messages;
 	int max_queued_bytes;
+	int max_subscriptions;  /* of a session, by topic_sub_weight */
 	int message_size_limit; /* bytes of payload */
 	int sys_interval;       /* s */
 	bool persistence;
@@ -112,7 +114,7 @@ struct config {
 	char *persistence_location;     /* NULL: the current folder */
 	char *persistence_file; /* what our files are called; NULL: midge */
 	size_t log_file_size;   /* bytes; 0: no limit */
-	size_t memory_limit;    /* bytes */
+	size_t memory_limit;    /* bytes; 0: no limit */
 	int64_t persistent_client_expiration;   /* s, -1: never */
 	struct log_config log;
 	char *log_file;

@@ -30,6 +30,10 @@ struct chunk {
  * on there; a longer partial packet is completed in its own buffer. */
 #define KEEP_SMALL (CONN_BUF / 2)
 
+/* Kept input up to this size may use all that outputs may (mem_alloc_passing),
+ * larger ones only half of it. */
+#define KEEP_PASSING 4096
+
 void
 conn_init(struct conn *c, int fd, const struct conn_addr *peer)
 {
@@ -180,7 +184,9 @@ conn_keep(struct conn *c, const uint8_t *data, size_t n, size_t whole)
 		c->in_len = (uint32_t)n;
 		return true;
 	}
-	p = mem_alloc(cap);
+	/* The rest of a packet comes soon, most often. */
+	p = cap <= KEEP_PASSING || !mem_above(30) ? mem_alloc_passing(cap) :
+	    mem_alloc(cap);
 	if (!p)
 		return false;
 	memcpy(p, data, n);
@@ -197,7 +203,7 @@ static struct chunk *
 add_chunk(struct conn *c, size_t cap)
 {
 	/* The first few go out soon; what a slow reader piles up does not. */
-	struct chunk *k = c->out_len < CHUNK_NEXT ?
+	struct chunk *k = c->out_len - c->out_lent < CHUNK_NEXT || cap == 0 ?
 	    mem_alloc_passing(sizeof *k + cap) : mem_alloc(sizeof *k + cap);
 
 	if (!k)

@@ -75,11 +75,10 @@ hash_bytes(const void *p, size_t n, uint64_t more)
 	return (uint32_t)(w ^ w >> 32);
 }
 
-/* Doubles the buckets; without memory the chains just get longer. */
+/* Without memory the chains just get longer. */
 static void
-grow(struct hash *h)
+set_buckets(struct hash *h, uint32_t mask)
 {
-	uint32_t mask = h->bucket ? h->mask * 2 + 1 : 7;
 	struct hash_link **b, *l, *next;
 
 	b = mem_zalloc(((size_t)mask + 1) * sizeof *b);
@@ -103,7 +102,7 @@ hash_put(struct hash *h, struct hash_link *l, uint32_t hash)
 	struct hash_link **b;
 
 	if (!h->bucket || h->n > h->mask)
-		grow(h);
+		set_buckets(h, h->bucket ? h->mask * 2 + 1 : 7);
 	if (!h->bucket)
 		return false;
 	b = &h->bucket[hash & h->mask];
@@ -123,6 +122,17 @@ hash_remove(struct hash *h, struct hash_link *l)
 		p = &(*p)->next;
 	*p = l->next;
 	h->n--;
+}
+
+void
+hash_fit(struct hash *h)
+{
+	uint32_t mask = h->mask;
+
+	while (mask > 7 && h->n < mask / 4)
+		mask /= 2;
+	if (h->bucket && mask < h->mask)
+		set_buckets(h, mask);
 }
 
 static struct hash_link *

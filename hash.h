@@ -35,6 +35,10 @@ bool hash_put(struct hash *h, struct hash_link *l, uint32_t hash);
 /* Removes a link that is in the table. */
 void hash_remove(struct hash *h, struct hash_link *l);
 
+/* Gives back buckets that are no longer needed. Not while somebody walks through
+ * them. */
+void hash_fit(struct hash *h);
+
 /* The first link under a hash, and the one after l under the same hash;
  * NULL when there is none. The caller compares the keys. */
 struct hash_link *hash_first(const struct hash *h, uint32_t hash);

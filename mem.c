@@ -1,16 +1,27 @@
 #include "mem.h"
 
 #include <assert.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* What libc's allocator adds to a block, so that the ledger follows the
  * resident memory; 16 is right for glibc and near enough for musl. */
 #define OVERHEAD 16
 
+/* Less than this is not worth a mem_trim. */
+#define TRIM_MIN (1u << 20)
+
+/* glibc keeps free memory that lies between blocks in use until it is told to
+ * give it back. Other C libraries have no such call and need none. */
+extern int malloc_trim(size_t pad) __attribute__((weak));
+
 static struct {
 	size_t used;
 	size_t peak;
+	size_t trim_peak;       /* since the last mem_trim */
 	size_t limit;
+	bool use_last;
 } ledger;
 
 static bool
@@ -23,7 +34,8 @@ under(size_t ceiling, size_t n)
 bool
 mem_fits(size_t n)
 {
-	return under(ledger.limit - ledger.limit / 8, n);
+	return under(ledger.use_last ? ledger.limit :
+	    ledger.limit - ledger.limit / 8, n);
 }
 
 static void
@@ -32,6 +44,8 @@ book(size_t n)
 	ledger.used += n;
 	if (ledger.used > ledger.peak)
 		ledger.peak = ledger.used;
+	if (ledger.used > ledger.trim_peak)
+		ledger.trim_peak = ledger.used;
 }
 
 static void *
@@ -56,17 +70,26 @@ mem_alloc_passing(size_t n)
 	return under(ledger.limit, n + OVERHEAD) ? take(n) : NULL;
 }
 
-void *
-mem_zalloc(size_t n)
+static void *
+take_zero(size_t n)
 {
-	void *p;
+	void *p = calloc(1, n);
 
-	if (!mem_fits(n + OVERHEAD))
-		return NULL;
-	p = calloc(1, n);
 	if (p)
 		book(n + OVERHEAD);
 	return p;
+}
+
+void *
+mem_zalloc(size_t n)
+{
+	return mem_fits(n + OVERHEAD) ? take_zero(n) : NULL;
+}
+
+void *
+mem_zalloc_passing(size_t n)
+{
+	return under(ledger.limit, n + OVERHEAD) ? take_zero(n) : NULL;
 }
 
 void *
@@ -95,6 +118,47 @@ mem_free(void *p, size_t n)
 	assert(ledger.used >= n + OVERHEAD);
 	ledger.used -= n + OVERHEAD;
 	free(p);
+}
+
+void
+mem_use_last(bool on)
+{
+	ledger.use_last = on;
+}
+
+bool
+mem_above(unsigned n)
+{
+	return ledger.limit && ledger.used > ledger.limit / 32 * n;
+}
+
+bool
+mem_can_trim(void)
+{
+	size_t freed = ledger.trim_peak - ledger.used;
+
+	return malloc_trim && freed >= TRIM_MIN &&
+	    freed >= ledger.trim_peak / 8;
+}
+
+void
+mem_trim(void)
+{
+	if (malloc_trim)
+		malloc_trim(0);
+	ledger.trim_peak = ledger.used;
+}
+
+size_t
+mem_default_limit(void)
+{
+	long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+	uint64_t n;
+
+	if (pages <= 0 || size <= 0)
+		return 0;
+	n = (uint64_t)pages * (uint64_t)size / 4;
+	return n < SIZE_MAX / 4 ? (size_t)n : SIZE_MAX / 4;
 }
 
 void

@@ -34,6 +34,27 @@ bool mem_fits(size_t n);
  * output. Whoever fills the memory with what stays does not silence others. */
 void *mem_alloc_passing(size_t n);
 
+/* The same, all zero. */
+void *mem_zalloc_passing(size_t n);
+
+/* From here on, until it is called with false, everything may use the last
+ * eighth: for what the broker tells about itself, which counts most when memory
+ * is short. */
+void mem_use_last(bool on);
+
+/* Whether more than so many 32nds of the ceiling are taken. */
+bool mem_above(unsigned n);
+
+/* Whether so much was given back since the last mem_trim that it is worth the
+ * time to let the system have it. mem_trim takes a millisecond for some hundred
+ * megabytes. */
+bool mem_can_trim(void);
+void mem_trim(void);
+
+/* The ceiling for a machine like this one: a quarter of its memory, and what a
+ * process of 32 bits can have. 0: it is not known. */
+size_t mem_default_limit(void);
+
 /* The ceiling, 0 = none. */
 size_t mem_limit(void);
 

@@ -59,7 +59,8 @@ put_bytes(uint8_t *p, const void *s, size_t n)
 }
 
 /* Room for a record. NULL: it cannot be taken; then the state is written anew
- * as soon as that is possible, and who asked for it is refused. */
+ * as soon as that is possible, nothing is acknowledged before, and who asked
+ * for it is refused. */
 static uint8_t *
 begin(struct broker *b, enum record type, size_t n)
 {
@@ -67,7 +68,7 @@ begin(struct broker *b, enum record type, size_t n)
 
 	if (!p) {
 		b->persist.lost = true;
-		store_compact(&b->persist.store);
+		store_incomplete(&b->persist.store);
 	}
 	return p;
 }
@@ -246,18 +247,28 @@ persist_gone(struct broker *b, struct session *s)
 	put_gone(b, s);
 }
 
+bool
+persist_will_goes(struct broker *b, struct session *s)
+{
+	/* That of a client that is connected was not recorded. */
+	if (s->no == 0 || !s->will || !s->will->msg->recorded)
+		return false;
+	s->will->msg->recorded--;
+	b->persist.group = true;
+	return true;
+}
+
 void
-persist_will_done(struct broker *b, struct session *s)
+persist_will_gone(struct broker *b, const struct session *s)
 {
 	uint8_t *p;
 
-	/* That of a client that is connected was not recorded. */
-	if (s->no == 0 || !s->will || !s->will->msg->recorded)
-		return;
-	s->will->msg->recorded--;
+	b->persist.group = false;
 	p = begin(b, WILL, 29);
-	if (!p)
+	if (!p) {
+		persist_drop_group(b);
 		return;
+	}
 	memset(put32(p, s->no), 0, 25);
 	finish(b, STORE_NOW);
 }
@@ -424,9 +435,9 @@ void
 persist_got(struct broker *b, const struct session *s, uint16_t id)
 {
 	b->persist.group = false;
-	if (s->no && !b->persist.lost)
+	if (s->no)
 		put_id(b, GOT, s->no, id);
-	else if (s->no)
+	if (b->persist.lost)
 		persist_drop_group(b);
 }
 
@@ -439,7 +450,7 @@ persist_drop_group(struct broker *b)
 		return;
 	store_drop(&b->persist.store);
 	b->persist.pos = store_end_position(&b->persist.store);
-	store_compact(&b->persist.store);
+	store_incomplete(&b->persist.store);
 }
 
 void
@@ -498,14 +509,14 @@ persist_retain(struct broker *b, struct mqtt_str topic, struct msg *m,
 /* ---- the whole state ---- */
 
 static void
-put_time(struct broker *b)
+put_time(struct broker *b, enum store_class class)
 {
 	uint8_t *p = begin(b, TIME, 8);
 
 	if (!p)
 		return;
 	put64(p, wall(b));
-	finish(b, STORE_LAZY);
+	finish(b, class);
 }
 
 static void
@@ -571,15 +582,14 @@ dump_retained(struct broker *b, const struct node *n)
 	put_retain(b, n->retained, topic_source(&b->topics, n), STORE_NOW);
 }
 
-bool
-persist_dump(void *arg, struct store *st)
+/* b->persist.lost tells whether a record was missing. */
+static void
+dump_all(struct broker *b)
 {
-	struct broker *b = arg;
 	const struct hash *h = &b->topics.topics.nodes;
 
-	(void)st;                       /* it is b's */
-	b->persist.lost = b->persist.group = false;
-	put_time(b);
+	b->persist.lost = false;
+	put_time(b, STORE_NOW);
 	for (uint32_t i = 0; h->bucket && i <= h->mask; i++)
 		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
 			struct node *n = HASH_OBJECT(l, struct node, link);
@@ -596,6 +606,16 @@ persist_dump(void *arg, struct store *st)
 			if (s->no)
 				dump_session(b, s);
 		}
+}
+
+bool
+persist_dump(void *arg, struct store *st)
+{
+	struct broker *b = arg;
+
+	(void)st;                       /* it is b's */
+	b->persist.group = false;
+	dump_all(b);
 	return !b->persist.lost;
 }
 
@@ -939,8 +959,7 @@ read_sub(struct replay *r, struct reader *in, struct session *s)
 	    (mqtt_is_shared(f.filter) &&
 	    !mqtt_split_shared(f.filter, &name, &rest)) ||
 	    mqtt_filter_fault(rest);
-	return in->bad || topic_subscribe(&r->b->topics, s, &s->subs, &f, id,
-	    &fresh);
+	return in->bad || session_subscribe(s, &r->b->topics, &f, id, &fresh);
 }
 
 static void
@@ -949,7 +968,7 @@ read_unsub(struct replay *r, struct reader *in, struct session *s)
 	struct sub *sub = topic_find_sub(&r->b->topics, s, get_rest(in));
 
 	if (sub)
-		topic_unsubscribe(&r->b->topics, sub);
+		session_unsubscribe(s, &r->b->topics, sub);
 }
 
 /* The Subscription Identifiers at the end of a record; *ids is the caller's. */
@@ -1228,6 +1247,15 @@ persist_settle(struct replay *r)
 
 /* ---- what Mosquitto left ---- */
 
+/* That of a time since 1970, which may be any number. */
+static int64_t
+moment(const struct replay *r, int64_t t)
+{
+	int64_t left = t < 0 ? -1 : t - wall(r->b);
+
+	return r->b->now_ms + (left > UINT32_MAX ? UINT32_MAX : left) * 1000;
+}
+
 static bool
 import_client(void *arg, const struct mosqdb_client *c)
 {
@@ -1241,12 +1269,14 @@ import_client(void *arg, const struct mosqdb_client *c)
 	if (s->no == 0)
 		s->no = ++r->b->persist.last_session;
 	s->expiry = c->expiry;
-	s->expires_ms = c->expires ? r->b->now_ms +
-	    (c->expires - wall(r->b)) * 1000 : c->expiry == SESSION_FOREVER ?
+	s->expires_ms = c->expires ? moment(r, c->expires) : c->expiry == SESSION_FOREVER ?
 	    TIMER_NEVER : r->b->now_ms + (int64_t)c->expiry * 1000;
 	s->last_id = c->last_mid;
 	session_set_timer(&r->b->sessions, s);
-	return c->user.len == 0 || session_set_user(s, c->user);
+	if (c->user.len > 0 && !session_set_user(s, c->user))
+		return false;
+	auth_bind(&r->b->auth, s);
+	return true;
 }
 
 /* Clients may come behind what they have. */
@@ -1268,7 +1298,7 @@ import_subscription(void *arg, const struct mosqdb_subscription *sub)
 	struct session *s = client_of(r, sub->id);
 	bool fresh;
 
-	return s && topic_subscribe(&r->b->topics, s, &s->subs, &sub->filter,
+	return s && session_subscribe(s, &r->b->topics, &sub->filter,
 	    sub->subid, &fresh);
 }
 
@@ -1276,8 +1306,8 @@ static bool
 import_message(void *arg, const struct mosqdb_message *m)
 {
 	struct replay *r = arg;
-	struct msg *msg = msg_new(&m->p, m->expires ? r->b->now_ms +
-	    (m->expires - wall(r->b)) * 1000 : MSG_NEVER);
+	struct msg *msg = msg_new(&m->p, m->expires ?
+	    moment(r, m->expires) : MSG_NEVER);
 
 	if (msg && add(&r->msgs, m->store_id, msg))
 		return true;
@@ -1377,6 +1407,33 @@ import_retained(void *arg, uint64_t store_id)
 	return topic_retain(&r->b->topics, msg_topic(m), m);
 }
 
+/* All of it together and before anything else: with a part of it, or with what
+ * comes later alone, the next start would not read the database again. What is
+ * too large to wait for the disk is in the snapshot only. */
+static void
+record_import(struct replay *r)
+{
+	struct broker *b = r->b;
+	const struct hash *h = &r->msgs;
+
+	b->persist.group = true;
+	dump_all(b);
+	b->persist.group = false;
+	/* Without a record in it the journal is new to the next start too. */
+	if (b->persist.lost)
+		persist_drop_group(b);
+	else
+		put_time(b, STORE_NOW);
+	store_compact(&b->persist.store);
+	for (uint32_t i = 0; h->bucket && i <= h->mask; i++)
+		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
+			struct msg *m = HASH_OBJECT(l, struct numbered,
+			    link)->p;
+
+			m->dumped = false;
+		}
+}
+
 static bool
 import(struct broker *b, struct replay *r, const char *path)
 {
@@ -1407,7 +1464,7 @@ import(struct broker *b, struct replay *r, const char *path)
 	    "retained messages. The file stays as it is and is not read "
 	    "again.", path, b->sessions.by_id.n, b->topics.n_subs,
 	    r->n_retained);
-	store_compact(&b->persist.store);
+	record_import(r);
 	return true;
 }
 
@@ -1459,7 +1516,8 @@ persist_open(struct broker *b)
 		    "and were left out.", r.ignored);
 	persist_settle(&r);
 	if (ok) {
-		put_time(b);
+		if (!b->persist.lost)
+			put_time(b, STORE_LAZY);
 		persist_commit(b);
 	}
 	if (b->tls.clock_floor < b->persist.wall_floor)

@@ -66,6 +66,16 @@ persist_mark(struct broker *b)
 	b->persist.lost = false;
 }
 
+/* Whether a record could not be taken since it was asked last. */
+static inline bool
+persist_lost(struct broker *b)
+{
+	bool lost = b->persist.lost;
+
+	b->persist.lost = false;
+	return lost;
+}
+
 /* What the answer to the packet at hand waits for, 0: nothing. */
 static inline uint64_t
 persist_awaited(const struct broker *b)
@@ -117,8 +127,11 @@ void persist_session(struct broker *b, struct session *s);
 /* It has left; s goes on, perhaps with a will that waits. */
 void persist_gone(struct broker *b, struct session *s);
 
-/* Its will does not wait any more; to be called before it is freed. */
-void persist_will_done(struct broker *b, struct session *s);
+/* Its will does not wait any more; the first is called before it is freed, and
+ * if it returns true the second when it is published, or not to be: what is
+ * recorded in between counts together with that. */
+bool persist_will_goes(struct broker *b, struct session *s);
+void persist_will_gone(struct broker *b, const struct session *s);
 
 /* s ends, or does not last any more. */
 void persist_end(struct broker *b, struct session *s);

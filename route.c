@@ -2,6 +2,7 @@
 #include "auth.h"
 #include "mem.h"
 #include "persist.h"
+#include "relief.h"
 #include "send.h"
 
 /* Messages that one pump moves, and nodes that it looks at for retained ones,
@@ -12,6 +13,9 @@
 /* Work (see state.h) to find others for the messages of one who leaves; what is
  * not handed over then stays with its session. */
 #define LEAVE_WORK 20000
+
+/* Bytes that an output may have when memory is short. */
+#define SHORT_WATER 8192
 
 /* Members of a group that are asked for one message. */
 #define GROUP_TRIES 10000
@@ -43,15 +47,20 @@ drop(struct broker *b, struct session *s, struct delivery *d)
 }
 
 /* Whether c's output may grow by a message. A full one is written first: the
- * kernel may have room. */
+ * kernel may have room. When memory is short an output gets none that it could
+ * not have (conn.c), as that would end the connection. */
 static bool
 has_room(struct broker *b, struct client *c)
 {
+	uint32_t most = CONN_LOW_WATER;
+
 	if (c->mute)
 		return false;
-	if (c->conn.out_len >= CONN_LOW_WATER)
+	if (c->conn.out_len >= SHORT_WATER && relief_is_short())
+		most = SHORT_WATER;
+	if (c->conn.out_len >= most)
 		send_flush(b, c);
-	return c->conn.out_len < CONN_LOW_WATER && !c->failed;
+	return c->conn.out_len < most && !c->failed;
 }
 
 static void
@@ -103,7 +112,8 @@ append(struct broker *b, struct routed *r, const struct offer *o)
 static bool
 queue(struct broker *b, struct routed *r, const struct offer *o)
 {
-	if (routed_msg(r) && !queue_full(b, o->s, o->qos,
+	if (!(o->qos == 0 && relief_needs(b, RELIEF_QOS0)) &&
+	    routed_msg(r) && !queue_full(b, o->s, o->qos,
 	    msg_weight(r->msg) + o->n_subids * (uint32_t)sizeof *b->subids))
 		return append(b, r, o);
 	dropped(b, o->s);
@@ -318,6 +328,9 @@ retain(struct broker *b, struct routed *r)
 	if (!m && r->p.payload.len)
 		return false;
 	old = topic_retained(&b->topics, r->p.topic);
+	if (m && r->from && (!old || m->payload_len > old->payload_len) &&
+	    relief_needs(b, RELIEF_LASTING))
+		return false;
 	if (old)
 		msg_ref(old);
 	ok = topic_retain(&b->topics, r->p.topic, m);
@@ -393,7 +406,13 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 	*receivers = 0;
 	if (m)
 		b->work += (b->topics.visits + m->n_subs) / 8;
-	if (!m || !can_promise(b, r, m) || !affordable(r, m) || (r->p.retain && !retain(b, r)))
+	if (!m || !can_promise(b, r, m))
+		return MQTT_QUOTA;
+	if (!affordable(r, m)) {
+		relief_gave(b, r->p.qos ? RELIEF_ACKED : RELIEF_QOS0);
+		return MQTT_QUOTA;
+	}
+	if (r->p.retain && !retain(b, r))
 		return MQTT_QUOTA;
 	for (uint32_t i = 0; i < m->n_subs; )
 		i = to_session(b, r, m, i, receivers);
@@ -407,7 +426,7 @@ route_publish(struct broker *b, struct routed *r, uint32_t *receivers)
 			b->stats.publish_dropped++;
 	}
 	*receivers += m->n_groups;
-	return b->persist.lost || r->lost ? MQTT_QUOTA : MQTT_OK;
+	return persist_lost(b) || r->lost ? MQTT_QUOTA : MQTT_OK;
 }
 
 void
@@ -453,6 +472,18 @@ route_recheck(struct broker *b, struct session *s)
 		recheck_line(b, s, s->out->acked.first);
 }
 
+/* Those behind one that waits for its name to be on the disk get theirs too, as
+ * far as the window reaches: one commit is for all. */
+static void
+name_followers(struct broker *b, struct session *s, struct delivery *d)
+{
+	uint16_t room = (uint16_t)(s->window - s->out->in_flight);
+
+	while (--room > 0 && (d = d->next))
+		if (d->qos == 2 && !d->id && session_give_id(s, d))
+			persist_sent(b, s, d);
+}
+
 /* Gives d its packet identifier. One of QoS 2 does not leave before that is on
  * the disk: the client will know it by this name. false: it has to wait. */
 static bool
@@ -466,6 +497,7 @@ name_delivery(struct broker *b, struct client *c, struct delivery *d)
 	persist_sent(b, c->session, d);
 	if (d->qos == 1 || persist_reached(b, d->pos))
 		return true;
+	name_followers(b, c->session, d);
 	send_hold(b, c);
 	return false;
 }

@@ -289,7 +289,8 @@ why_not(void)
 {
 	if (SYSCALL_ARCH == 0)
 		return "midge does not know the system calls of this processor";
-	return __asan_init ? "AddressSanitizer needs more of them" : NULL;
+	return __asan_init ?
+	    "midge was built with a sanitizer, which needs more of them" : NULL;
 }
 
 void

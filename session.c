@@ -135,6 +135,24 @@ session_set_timer(struct sessions *ss, struct session *s)
 	    s->expires_ms ? s->will->due_ms : s->expires_ms);
 }
 
+struct sub *
+session_subscribe(struct session *s, struct topics *t,
+    const struct mqtt_filter *f, uint32_t id, bool *is_new)
+{
+	struct sub *sub = topic_subscribe(t, s, &s->subs, f, id, is_new);
+
+	if (sub && *is_new)
+		s->sub_weight += topic_sub_weight(sub);
+	return sub;
+}
+
+void
+session_unsubscribe(struct session *s, struct topics *t, struct sub *sub)
+{
+	s->sub_weight -= topic_sub_weight(sub);
+	topic_unsubscribe(t, sub);
+}
+
 /* ---- deliveries ---- */
 
 static size_t

@@ -100,6 +100,7 @@ struct session {
 	struct client *client;          /* NULL: not connected */
 	struct outbox *out;             /* NULL: nothing is on its way */
 	struct sub *subs;
+	uint32_t sub_weight;            /* of all of them */
 	struct scan *scans;             /* retained messages still to come */
 	struct received *received;      /* NULL: none */
 	struct session_user *user;      /* NULL: no name */
@@ -133,6 +134,12 @@ session_id(const struct session *s)
 {
 	return (struct mqtt_str){ s->id, s->id_len };
 }
+
+/* topic_subscribe and topic_unsubscribe, with the weight kept. */
+struct sub *session_subscribe(struct session *s, struct topics *t,
+    const struct mqtt_filter *f, uint32_t id, bool *is_new);
+void session_unsubscribe(struct session *s, struct topics *t,
+    struct sub *sub);
 
 /* The name of the user that the session belongs to; p NULL: none. */
 static inline struct mqtt_str

@@ -20,7 +20,7 @@
 
 enum timer_kind {
 	TIMER_CLIENT, TIMER_SESSION, TIMER_RETAINED, TIMER_SYS, TIMER_ACCEPT,
-	TIMER_WATCHDOG, TIMER_DAILY,
+	TIMER_WATCHDOG, TIMER_DAILY, TIMER_RELIEF,
 };
 
 struct listener {
@@ -73,13 +73,17 @@ struct client {
 	struct session *session;        /* while CLIENT_UP */
 	struct login *login;            /* while CLIENT_LOGIN */
 	struct listener *listener;
-	struct alias_tables *aliases;   /* NULL: none */
+	union {
+		struct stranger *stranger;      /* while is_stranger */
+		struct alias_tables *aliases;   /* then; NULL: none */
+	};
 	int64_t last_in_ms;             /* a whole packet */
 	uint32_t packet_max;            /* the client's Maximum Packet Size */
 	uint16_t keepalive;             /* s, as in force */
 	uint16_t unreleased;            /* QoS 2 messages that came first on
 	                                 * this connection, before PUBREL */
 	uint8_t state;                  /* enum client_state */
+	bool is_stranger;               /* it has not logged in yet */
 	uint8_t version;                /* enum mqtt_version; 0: not known */
 	bool bridge;
 	bool certified;                 /* its certificate gave its user name */
@@ -110,6 +114,27 @@ struct takeovers {
 };
 
 #define TAKEOVERS_WATCHED 16            /* identifiers at a time */
+
+/* Connections that have not logged in, see strangers.h. */
+struct strangers {
+	struct stranger *oldest, *newest;
+	uint32_t n;
+	uint64_t bytes;                 /* that they keep */
+	bool told;                      /* that there are too many */
+};
+
+/* What gives way when memory is short, see relief.h. */
+enum relief_step {
+	RELIEF_LASTING, RELIEF_NEWCOMERS, RELIEF_QOS0, RELIEF_ACKED,
+	RELIEF_READER, RELIEF_STEPS,
+};
+
+struct relief {
+	struct timer timer;
+	uint64_t count[RELIEF_STEPS];   /* how often, for $SYS */
+	unsigned told;                  /* in this episode, 1 << step */
+	bool wanting;                   /* QoS 1 or 2 was refused lately */
+};
 
 struct sys;
 
@@ -154,6 +179,8 @@ struct broker {
 	                                 * is on it then is due at once */
 	struct takeovers takeovers[TAKEOVERS_WATCHED];
 	struct stats stats;
+	struct relief relief;
+	struct strangers strangers;
 	struct sys *sys;
 	struct timer accept_timer;      /* set while descriptors ran out */
 	struct timer watchdog;          /* the service manager waits for us */

@@ -107,6 +107,7 @@
 #define RETRY_MAX_MS 60000
 #define CHILD_LOOK_MS 50
 #define RECOMPACT_MS 60000      /* after a snapshot that failed */
+#define RECOMPACT_SOON_MS 1000
 #define DESCRIPTORS_MAX (1 << 20)       /* closed where none are listed */
 #define SCAN_AFTER 65536        /* searched for records after the end */
 
@@ -1574,6 +1575,16 @@ store_fd(const struct store *st)
 }
 
 void
+store_incomplete(struct store *st)
+{
+	if (!st->orphan)
+		st->held = st->durable;
+	st->orphan = st->compact_wanted = true;
+	st->stale = compacting(st);
+	st->compact_after_ms = 0;
+}
+
+void
 store_compact(struct store *st)
 {
 	st->compact_wanted = true;
@@ -1673,11 +1684,14 @@ child_main(struct store *st, pid_t parent)
 static void
 compact_failed(struct store *st, int64_t now_ms, int err)
 {
+	/* Acknowledgements may wait for it. */
+	int pause_ms = st->orphan ? RECOMPACT_SOON_MS : RECOMPACT_MS;
+
 	log_warning("Warning: Journal %s/%s: a snapshot could not be made: %s. "
 	    "Nothing is lost; the next attempt is in %d s. It needs space "
 	    "for the whole state once more.", st->c.dir, st->c.name,
-	    strerror(err), RECOMPACT_MS / 1000);
-	st->compact_after_ms = now_ms + RECOMPACT_MS;
+	    strerror(err), pause_ms / 1000);
+	st->compact_after_ms = now_ms + pause_ms;
 	st->compact_wanted = true;
 	st->snapshot_no = 0;
 	st->child_done = false;
@@ -1699,7 +1713,7 @@ compact_start(struct store *st, int64_t now_ms)
 {
 	pid_t parent = getpid();
 
-	st->compact_wanted = false;
+	st->compact_wanted = st->stale = false;
 	st->snapshot_no = st->next.no;
 	st->switch_pos = st->complete;
 	st->child = fork();
@@ -1766,7 +1780,7 @@ on_installed(struct store *st, int err)
 		st->snapshot_size = (uint64_t)sb.st_size;
 	st->journal_size -= st->covered;
 	st->covered = 0;
-	st->orphan = false;
+	st->orphan = st->stale;
 	st->snapshot_no = 0;
 	st->child_done = false;
 	log_info("Journal %s/%s: new snapshot of %llu bytes.", st->c.dir,

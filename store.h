@@ -123,6 +123,7 @@ struct store {
 	bool orphan;            /* earlier files cannot be read: nothing is
 	                         * durable before the next snapshot is */
 	uint64_t held;          /* with orphan: what was durable before */
+	bool stale;             /* the snapshot under way is not enough */
 	/* compaction */
 	bool compact_wanted;
 	pid_t child;            /* that writes a snapshot; 0: none */
@@ -209,6 +210,10 @@ void store_event(struct store *st);
  * NULL, the state changed all the same) calls store_compact, which writes the
  * state anew. */
 int store_failed(const struct store *st);
+
+/* The state has changed without a record: nothing more counts as durable until
+ * a snapshot that is begun from now on is in place. */
+void store_incomplete(struct store *st);
 
 /* Has a snapshot made as soon as possible. By itself this happens when the
  * journal has outgrown the last snapshot. */

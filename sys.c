@@ -90,6 +90,25 @@ counters(struct broker *b)
 	number(b, "heap/maximum", mem_peak());
 }
 
+static void
+memory(struct broker *b)
+{
+	static const char *const names[RELIEF_STEPS] = {
+		[RELIEF_LASTING] = "refused/lasting",
+		[RELIEF_NEWCOMERS] = "refused/clients",
+		[RELIEF_QOS0] = "dropped/qos0",
+		[RELIEF_ACKED] = "refused/acknowledged",
+		[RELIEF_READER] = "disconnected",
+	};
+	char name[64];
+
+	number(b, "memory/limit", mem_limit());
+	for (int i = 0; i < RELIEF_STEPS; i++) {
+		snprintf(name, sizeof name, "memory/%s", names[i]);
+		number(b, name, b->relief.count[i]);
+	}
+}
+
 /* Moving averages per minute over 1, 5 and 15 minutes. */
 static void
 loads(struct broker *b)
@@ -156,11 +175,14 @@ sys_timer(struct broker *b)
 
 	snprintf(text, sizeof text, "%lld seconds",
 	    (long long)(b->now_ms - b->sys->start_ms) / 1000);
+	mem_use_last(true);
 	publish(b, "uptime", text, true);
 	loads(b);
 	counters(b);
+	memory(b);
 	clients(b);
 	certificates(b);
+	mem_use_last(false);
 	timer_set(&b->timers, &b->sys->timer,
 	    b->now_ms + b->conf->sys_interval * 1000);
 }

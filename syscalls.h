@@ -30,7 +30,7 @@ syscall_result(ucontext_t *u, int value)
 static inline void
 syscall_result(ucontext_t *u, int value)
 {
-	u->uc_mcontext.regs[0] = (unsigned long long)value;
+	u->uc_mcontext.regs[0] = (unsigned long)value;
 }
 #elif defined __ARM_EABI__ && defined __ARMEL__
 #define SYSCALL_ARCH 0x40000028u

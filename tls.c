@@ -1909,6 +1909,12 @@ tls_wants_input(const struct tls *t)
 	return t->state != STARTING && t->state != GOING;
 }
 
+size_t
+tls_keeps(const struct tls *t)
+{
+	return (t->raw ? t->raw->cap : 0) + (t->rest ? t->rest->cap : 0);
+}
+
 /* Collects input for the handshake; its turn comes with a whole record, or
  * with what is none. */
 static ssize_t

@@ -122,6 +122,9 @@ bool tls_is_over(const struct tls *t);
 /* Whether input for the handshake fits: else it waits for its turn. */
 bool tls_wants_input(const struct tls *t);
 
+/* Bytes of input and output that are kept. */
+size_t tls_keeps(const struct tls *t);
+
 /* Encrypts and writes; *taken: bytes of iov that are done with. What the kernel
  * did not take is kept as ciphertext, tls_rest bytes of it; as long as there is
  * some, a call with n_iov 0 goes on with it. false: failed, with errno. */

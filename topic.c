@@ -385,6 +385,18 @@ topic_unsubscribe(struct topics *t, struct sub *sub)
 	mem_free(sub, sizeof *sub);
 }
 
+uint32_t
+topic_sub_weight(const struct sub *sub)
+{
+	uint32_t levels = 0, bytes = sub->group ? sub->group->name_len : 0;
+
+	for (const struct node *n = sub->node; n->parent; n = n->parent) {
+		levels++;
+		bytes += n->name_len;
+	}
+	return 1 + levels / 16 + bytes / 1024;
+}
+
 void
 topic_filter_text(const struct sub *sub, char *out, size_t size)
 {
@@ -509,7 +521,7 @@ resolve(struct topics *t, struct mqtt_str topic, uint32_t hash)
 	if (t->groups.n && !walk(t, t->filters.root, &l, 0, true))
 		return NULL;
 	head.n_groups = t->found_n - head.n_subs;
-	m = mem_alloc(match_size(&head));
+	m = mem_alloc_passing(match_size(&head));
 	if (!m)
 		return NULL;
 	*m = head;
@@ -886,6 +898,17 @@ topics_init(struct topics *t, struct timers *timers, uint32_t kind)
 	t->filters.root = mem_zalloc(sizeof(struct node));
 	t->topics.root = mem_zalloc(sizeof(struct node));
 	return t->cache && t->filters.root && t->topics.root;
+}
+
+void
+topics_slim(struct topics *t)
+{
+	empty_cache(t);
+	hash_fit(&t->filters.nodes);
+	hash_fit(&t->topics.nodes);
+	hash_fit(&t->subs);
+	hash_fit(&t->groups);
+	hash_fit(&t->sources);
 }
 
 static void

@@ -129,6 +129,9 @@ struct sub *topic_find_sub(struct topics *t, const struct session *s,
     struct mqtt_str filter);
 void topic_unsubscribe(struct topics *t, struct sub *sub);
 
+/* What the subscription may take of memory, in pieces of 16 levels or 1 kB. */
+uint32_t topic_sub_weight(const struct sub *sub);
+
 /* The filter's text, $share/... included, into out, cut at size - 1. */
 void topic_filter_text(const struct sub *sub, char *out, size_t size);
 
@@ -138,6 +141,10 @@ void group_unref(struct topics *t, struct group *g);
 /* Who gets a message of this topic. Valid until the next call or change of
  * subscriptions. NULL: no memory. */
 const struct match *topic_match(struct topics *t, struct mqtt_str topic);
+
+/* Frees all that is not needed just now: what topic_match has remembered, and
+ * room in the tables. */
+void topics_slim(struct topics *t);
 
 static inline struct sub *
 match_sub(const struct match *m, uint32_t i)

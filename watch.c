@@ -35,6 +35,17 @@ look_at_clock(struct watch *w)
 	w->tick = (uint32_t)(w->now_ms / TICK_MS);
 }
 
+/* musl keeps WATCH_RTMIN for its threads and sigaddset() refuses it; we have no
+ * threads, and it would end us. Its sets, too, are words of the kernel's. */
+static void
+add_signal(sigset_t *set, int signo)
+{
+	unsigned long *word = (unsigned long *)(void *)set;
+	unsigned bit = (unsigned)signo - 1, bits = 8 * sizeof *word;
+
+	word[bit / bits] |= 1ul << bit % bits;
+}
+
 bool
 watch_init(struct watch *w)
 {
@@ -48,8 +59,10 @@ watch_init(struct watch *w)
 	for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
 		sigaddset(&set, taken[i]);
 	sigaddset(&set, SIGRTMIN);
+	add_signal(&set, WATCH_RTMIN);
 	sigaddset(&set, BELL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);       /* a file at its limit is a full disk */
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return false;
 	w->sigfd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);

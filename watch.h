@@ -42,6 +42,10 @@ struct watch_calls {
 /* CLOCK_MONOTONIC in milliseconds. */
 int64_t watch_clock(void);
 
+/* What programs with the usual C library send as SIGRTMIN: ours may count from
+ * another number. */
+#define WATCH_RTMIN 34
+
 /* Blocks the signals that the loop takes over and makes the signalfd.
  * false with errno: not possible. */
 bool watch_init(struct watch *w);

@@ -25,6 +25,7 @@ import time
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
+import bench_disk
 import bench_tls
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -280,6 +281,94 @@ def tls_idle(program, quick):
     return figures
 
 
+LASTING = "max_queued_messages 0\nmax_queued_bytes 0\n"
+
+
+def durable(program, quick):
+    """QoS 1 to a lasting session, with and without the journal."""
+    figures, ms = {}, 500 if quick else 3000
+    label = "100 to 1 lasting, QoS 1"
+    for words, keeps in ("in memory", False), ("on disk", True):
+        with bench_disk.Disk() as disk, \
+                run_broker(program, LASTING + (disk.config(program) if keeps
+                                               else "")) as broker, \
+                run_load(broker, f"-d {ms} -L 1 -n 100 -w 10 -q 1 fanin"
+                         ) as load:
+            before, written = broker.cpu_us(), disk.written()
+            result = load.run()
+            n = float(result["delivered"])
+            figures[f"{label}, {words}: CPU us"] = Figure(
+                (broker.cpu_us() - before) / n, float(result["rate"]))
+            if keeps:
+                figures[f"{label}: bytes to the {disk.kind} each"] = Figure(
+                    (disk.written() - written) / n)
+    return figures
+
+
+def durable_lone(program, quick):
+    """One message at a time: what it takes, and how many syncs."""
+    label = "1 to 1 lasting, one at a time, QoS 1"
+    ms = 500 if quick else 3000
+    with bench_disk.Disk() as disk, \
+            run_broker(program, disk.config(program)) as broker, \
+            run_load(broker, f"-d {ms} -L 1 -n 1 -w 1 -q 1 pairs") as load:
+        before, syncs = broker.cpu_us(), disk.syncs()
+        written = disk.written()
+        result = load.run()
+        n = float(result["delivered"])
+        figures = {f"{label}: CPU us": Figure(
+            (broker.cpu_us() - before) / n, float(result["rate"]))}
+        if program.endswith("midge"):
+            figures[f"{label}: syncs each"] = Figure(
+                (disk.syncs() - syncs) / n)
+        figures[f"{label}: bytes to the {disk.kind} each"] = Figure(
+            (disk.written() - written) / n)
+    return figures
+
+
+def durable_update(program, quick):
+    """Few new values among many retained ones, and none at all."""
+    n = 50 if quick else 200
+    with bench_disk.Disk() as disk, \
+            run_broker(program, disk.config(program)) as broker:
+        bench_disk.retain(broker.port, range(1000), 100)
+        before = disk.written()
+        bench_disk.retain(broker.port, [i * 7 % 1000 for i in range(n)], 100,
+                          at_once=1, pause=.02)
+        update = (disk.written() - before) / n
+        time.sleep(2)
+        before = disk.written()
+        time.sleep(2 if quick else 20)
+        idle_bytes = disk.written() - before
+    return {f"1 of 1000 retained of 100 B: bytes to the {disk.kind} each":
+            Figure(update),
+            f"nothing to do: bytes to the {disk.kind}": Figure(idle_bytes)}
+
+
+def recovery(program, quick):
+    """Start with 100 000 retained and 10 000 queued messages."""
+    n, queued = 100000, 10000
+    with bench_disk.Disk() as disk:
+        config = LASTING + disk.config(program, each=False)
+        with run_broker(program, config) as broker:
+            bench_disk.subscribe(broker.port)
+            bench_disk.retain(broker.port, range(n), 16)
+            bench_disk.queue(broker.port, queued)
+            memory = broker.rss()
+        started = time.monotonic()
+        with run_broker(program, config) as broker:
+            bench_disk.connect(broker.port, "first").disconnect()
+            ms = (time.monotonic() - started) * 1000
+            again = broker.rss()
+            left = bench_disk.count(broker.port)
+    if left != queued:
+        raise Failed(f"{left} of {queued} queued messages came")
+    label = f"{n} retained, {queued} queued"
+    return {f"{label}: start ms": Figure(ms),
+            f"{label}: resident kB before": Figure(memory / 1024),
+            f"{label}: resident kB after": Figure(again / 1024)}
+
+
 # The windows keep what is outstanding for a subscriber at 1000 or less, the
 # usual length of a queue. Mosquitto handles so few of the acknowledgements of
 # a busy subscriber that fan-in with QoS 1 overflows a queue of any length.
@@ -314,6 +403,10 @@ ROWS = {
                          latency=True, beside="-n 5000 idle"),
     "subs": traffic("10 pairs beside 100000 subscriptions", "pairs",
                     beside="-n 100000 subs"),
+    "durable": durable,
+    "durable-lone": durable_lone,
+    "durable-update": durable_update,
+    "recovery": recovery,
     "storm": traffic("connect and leave (per connection)", "-n 10000 storm"),
     "retained": retained,
     "bare": bare,

@@ -320,7 +320,8 @@ class Run:
         self.changers = [Changer(self, "c1", V311), Changer(self, "c2", V5)]
         self.peers = self.subscribers + self.publishers + self.keepers + self.changers
         self.made = {}          # client id: whether its session was to stay, as acknowledged
-        self.counts = {"broker": 0, "broker while it makes a snapshot": 0, "helper": 0, "stop": 0, "slow": 0, "refused": 0}
+        self.counts = dict.fromkeys(["broker", "broker while it makes a snapshot", "helper", "stop", "slow",
+                                     "refused"], 0)
         self.trouble = False    # a helper was killed in this life of the broker
 
     def slowest(self, name):

@@ -6,13 +6,14 @@
     disk.fail("pwritev", errno.EIO)
 
 The shim disk.c is built when it is first asked for. It works with programs that load libc as a
-shared library: not with the static ones of `make cross`.
+shared library, not with the static ones of `make cross`: skip_if_static().
 """
 
 import os
 import shutil
 import subprocess
 import tempfile
+import unittest
 
 import wire
 
@@ -32,17 +33,38 @@ def shim():
     return path
 
 
+def works():
+    """Whether the program under test is one of this machine that loads libc."""
+    words = wire.command()
+    with open(shutil.which(words[0]), "rb") as f:
+        return len(words) == 1 and b"/ld-" in f.read(4096)
+
+
+def skip_if_static():
+    if not works():
+        raise unittest.SkipTest("the shim of disk.py cannot be in this program")
+
+
+def environment(**tricks):
+    """For a process that the shim is to be in. A sanitizer would insist on being the first."""
+    options = os.environ.get("ASAN_OPTIONS", "")
+    return {"LD_PRELOAD": shim(), "ASAN_OPTIONS": options + ":" * bool(options) + "verify_asan_link_order=0",
+            **tricks}
+
+
+def clock_off(seconds):
+    """The environment in which time() is off by so much."""
+    skip_if_static()
+    return environment(DISK_CLOCK=str(seconds))
+
+
 class Disk:
-    def __init__(self, clock=0):
+    def __init__(self):
         self.dir = tempfile.mkdtemp(prefix="midge-disk-")
         os.chmod(self.dir, 0o755)
         self._write("syncs", "")
         os.chmod(self._path("syncs"), 0o666)
-        options = os.environ.get("ASAN_OPTIONS", "")
-        self.env = {"LD_PRELOAD": shim(), "DISK_TRICKS": self.dir,
-                    "ASAN_OPTIONS": options + ":" * bool(options) + "verify_asan_link_order=0"}
-        if clock:
-            self.env["DISK_CLOCK"] = str(clock)
+        self.env = environment(DISK_TRICKS=self.dir) if works() else {}
 
     def cleanup(self):
         shutil.rmtree(self.dir, ignore_errors=True)

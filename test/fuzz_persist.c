@@ -78,8 +78,6 @@ check_session(const struct broker *b, struct session *s)
 	assert(s->no > 0 && s->no <= b->persist.last_session);
 	assert(!s->client && s->id_len > 0);
 	assert(session_find(&b->sessions, session_id(s)) == s);
-	assert(s->expiry == SESSION_FOREVER || s->expires_ms != TIMER_NEVER ||
-	    s->expiry > 0);
 	if (s->will) {
 		assert(s->will->due_ms != TIMER_NEVER);
 		check_msg(s->will->msg);

@@ -4,7 +4,7 @@
 set -eu
 order="mem hash timer log file config mqtt msg cert tls conn watch topic
 syscalls sandbox store mosqdb session pwhash passwd acl auth listen service check
-state persist send route client sys broker"
+state strangers persist relief send route client sys broker"
 bad=0
 seen=
 for m in $order; do

@@ -96,7 +96,7 @@ struct packet {
 static struct {
 	const char *workload, *host, *port;
 	uint32_t version, qos, size, n, window, duration_ms, count, rate;
-	uint32_t each, deadline, hold;
+	uint32_t each, deadline, hold, lasting;
 } opt = { .host = "127.0.0.1", .port = "1883", .version = 4, .size = 16,
 	.duration_ms = 2000, .count = UINT32_MAX, .deadline = 60 };
 
@@ -245,7 +245,7 @@ send_connect(struct conn *c)
 	char id[40];
 
 	*p++ = (uint8_t)opt.version;
-	*p++ = 2;		/* clean session */
+	*p++ = opt.lasting && c->role == SUB ? 0 : 2;	/* clean session */
 	p = put_u16(p, 0);	/* no keep alive */
 	if (opt.version == 5)
 		*p++ = 0;
@@ -961,6 +961,8 @@ static const struct option {
 	{ "messages", &opt.count, 1, 1u << 31, "per publisher, not -d" },
 	{ "rate", &opt.rate, 1, 1 << 24, "messages/s of all publishers" },
 	{ "kept", &opt.each, 0, FILTERS_MAX, "idle: filters of each" },
+	{ "Lasting", &opt.lasting, 0, 1, "1: sessions of subscribers last, "
+	    "with 3.1.1" },
 	{ "timeout", &opt.deadline, 0, 1 << 20, "s for all, 0 for none" },
 	{ "hold", &opt.hold, 0, 1, "1: print ready, run after a line on "
 	    "stdin, print the result, leave after the next" },

@@ -85,7 +85,7 @@ def taken(broker):
     ("listener {port}\n", None, 1, r"nobody may connect"),
     (BASE + "mount_point school\n", None, 1, r"does not end in '/': the topic a becomes schoola"),
     (BASE + "memory_limit 1000000\n", None, 1, r"'max_packet_size 125000' leaves room"),
-    (BASE + "max_queued_messages 0\n", None, 1, r"Nothing limits what waits"),
+    (BASE + "max_queued_messages 0\nmemory_limit 0\n", None, 1, r"Nothing limits what waits"),
     (BASE + "max_connections 2000000000\n", None, 1, r"'LimitNOFILE=2000000100'"),
     (BASE + "persistence true\npersistence_location {dir}/none\n", None, 1, r"'install -d -o \w+ .*/none' makes it"),
     (BASE + "persistence true\npersistence_location {dir}/midge.conf\n", None, 3, r"midge.conf is not a folder"),

@@ -2,6 +2,7 @@
  * about faults. */
 #include "check.h"
 #include "config.h"
+#include "mem.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -135,8 +136,10 @@ TEST(defaults)
 	CHECK(c.connect_timeout == 30 && c.max_inflight_messages == 20);
 	CHECK(c.max_keepalive == 0 && c.max_packet_size == 2000000);
 	CHECK(c.max_queued_messages == 1000 && c.max_queued_bytes == 0);
+	CHECK(c.max_subscriptions == 10000 && c.max_connecting == 1000);
 	CHECK(c.message_size_limit == 0 && c.sys_interval == 10);
-	CHECK(c.memory_limit == 0 && c.persistent_client_expiration == -1);
+	CHECK(c.memory_limit == mem_default_limit());
+	CHECK(c.persistent_client_expiration == -1);
 	CHECK(c.log.types == (LOG_T_ERROR | LOG_T_WARNING | LOG_T_NOTICE |
 	    LOG_T_INFO));
 	CHECK(c.log.dests == LOG_D_STDERR && c.log.timestamps);

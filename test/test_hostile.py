@@ -72,7 +72,7 @@ def test_shared_messages_of_one_who_leaves(new_broker, connect):
 
 def test_unsubscribe_of_very_many(new_broker, connect):
     """[MQTT-3.10.4-1] However many filters: each is gone."""
-    broker = new_broker("log_type information")
+    broker = new_broker("log_type information", "max_subscriptions 0")
     client = connect(broker=broker, timeout=20)
     filters = [f"f/{i}" for i in range(10_500)]
     client.subscribe(*filters[:6000])

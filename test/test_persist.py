@@ -7,49 +7,19 @@ What the disk does to a broker is in test_persist_disk.py, kills under load are 
 import hashlib
 import os
 import re
-import signal
-import subprocess
 import time
 
 import pytest
 
 import disk
 import wire
+from durable import (CONFIG, eventually, join, journal_of, kill, lasting, received,  # noqa: F401
+                     snapshot, stop, store, tricks)
 from v5 import let_pass, options
-from wire import (V31, V311, V5, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, Will, wait_for)
+from wire import (V31, V311, V5, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, Will, wait_for)
 
-CONFIG = wire.DEFAULT_CONFIG + "log_type all\npersistence true\npersistence_location {dir}/journal\n"
-FOREVER = {"session_expiry_interval": 0xFFFFFFFF}
 HOUR = 3600
 YEAR = 365 * 24 * HOUR
-MIDGE = wire.command()
-
-
-def journal_of(broker):
-    return broker.path("journal")
-
-
-@pytest.fixture
-def lasting(new_broker):
-    """lasting(*lines, env=): a broker that keeps what lasts."""
-    def create(*lines, config=CONFIG, **rest):
-        return new_broker(*lines, config=config, **rest)
-    return create
-
-
-def snapshot(broker):
-    after = broker.mark()
-    broker.signal(signal.SIGUSR1)
-    broker.wait_log("new snapshot", after=after)
-
-
-def kill(broker):
-    broker.kill()
-    broker.start()
-
-
-def stop(broker):
-    broker.restart()
 
 
 def kill_after_snapshot(broker):
@@ -66,55 +36,8 @@ def again(request):
     return end
 
 
-@pytest.fixture
-def join(connect):
-    """join(broker, client_id, version, present=): a client with a lasting session."""
-    def create(broker, name, version=V5, present=None, properties=FOREVER, **rest):
-        client = connect(name, broker, version=version, clean=False,
-                         properties=properties if version == V5 else None, **rest)
-        if present is not None and version != V31:
-            assert client.connack.session_present == present
-        return client
-    return create
-
-
-def received(client):
-    """All messages that are due, each seen through to its end: (topic, payload) in order."""
-    found, quiet, open_pids = [], 0, set()
-    while quiet < 2 or open_pids:
-        quiet += 1
-        client.send(wire.pingreq())
-        while True:
-            p = client.receive()
-            if p.type == wire.PINGRESP:
-                break
-            quiet = 0
-            if p.type == PUBREL:
-                client.ack(PUBCOMP, p.pid)
-                open_pids.discard(p.pid)
-                continue
-            assert p.type == PUBLISH, p
-            found.append((p.topic, p.payload.decode()))
-            if p.qos == 2:
-                open_pids.add(p.pid)
-            if p.qos:
-                client.ack(PUBACK if p.qos == 1 else PUBREC, p.pid)
-    return found
-
-
-def eventually(client, wanted):
-    """The messages that come, until those wanted are among them: deliveries of QoS 2 wait for the
-    disk, and no PINGRESP waits for that."""
-    found = []
-    deadline = time.monotonic() + client.timeout
-    while not set(wanted) <= set(found):
-        assert time.monotonic() < deadline, f"wanted {wanted}, got {found}"
-        found += received(client)
-    return found + received(client)
-
-
-def store(*args):
-    return subprocess.run([*MIDGE, "store", *args], capture_output=True, text=True, errors="replace")
+def wait_for_record(broker, text, n=1):
+    wait_for(lambda: store(journal_of(broker)).stdout.count(text) >= n, f"'{text}' in the journal")
 
 
 def contents(folder):
@@ -230,7 +153,7 @@ def test_disconnect_changes_the_expiry(lasting, join, again):
         0, {"session_expiry_interval": 100000})
     again(broker)
     broker.kill()
-    broker.env = disk_clock(broker, HOUR)
+    broker.env = disk.clock_off(HOUR)
     broker.start()
     join(broker, "ends", present=False)
     join(broker, "stays", present=True)
@@ -519,7 +442,7 @@ def test_autosave_bounds_what_nobody_waits_for(lasting, connect, tricks):
     broker = lasting("autosave_interval 1", env=d.env)
     sender = connect(broker=broker)
     syncs_after(d, lambda: sender.publish("r", "x", retain=True))
-    wait_for(lambda: "topic 'r'" in store(journal_of(broker)).stdout, "record")
+    wait_for_record(broker, "topic 'r'")
     kill(broker)
     looker = connect(broker=broker)
     looker.subscribe("r")
@@ -531,32 +454,14 @@ def test_autosave_on_changes(lasting, connect, tricks):
     broker = lasting("autosave_interval 3", "autosave_on_changes true", env=d.env)
     sender = connect(broker=broker)
     syncs_after(d, lambda: [sender.publish(f"r/{i}", "x", retain=True) for i in range(6)])
-    wait_for(lambda: "topic 'r/2'" in store(journal_of(broker)).stdout, "record")
+    wait_for_record(broker, "topic 'r/2'")
 
 
 # ---- what waits for a moment: wills, expiries, the clock ----
 
-@pytest.fixture
-def tricks():
-    """tricks(clock=): a Disk; see disk.py."""
-    made = []
-
-    def create(**rest):
-        made.append(disk.Disk(**rest))
-        return made[-1]
-    yield create
-    for d in made:
-        d.cleanup()
-
-
-def disk_clock(broker, seconds):
-    """The environment in which the clock is off by so much."""
-    return {**broker.env, "LD_PRELOAD": disk.shim(), "DISK_CLOCK": str(seconds), "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
-
-
 def restart_at(broker, again, seconds):
     """Ends, and begins again when the clock says another time."""
-    broker.env = disk_clock(broker, seconds)
+    broker.env = disk.clock_off(seconds)
     again(broker)
 
 
@@ -568,7 +473,7 @@ def test_delayed_will_comes(lasting, join, again):
     a.disconnect()
     b = join(broker, "b", will=Will("will/b", "gone", 2, properties={"will_delay_interval": 1000}))
     b.close()
-    broker_waits_for_journal(broker, "will session")
+    wait_for_record(broker, "will session")
     restart_at(broker, again, 2000)
     a = join(broker, "a", present=True)
     a.expect_publish("will/b", "gone", qos=2)
@@ -576,10 +481,6 @@ def test_delayed_will_comes(lasting, join, again):
     # It came once.
     again(broker)
     assert received(join(broker, "a", present=True)) == []
-
-
-def broker_waits_for_journal(broker, text):
-    wait_for(lambda: text in store(journal_of(broker)).stdout, f"'{text}' in the journal")
 
 
 def test_delayed_will_waits_on(lasting, join, again):
@@ -590,7 +491,7 @@ def test_delayed_will_waits_on(lasting, join, again):
     for name in "bc":
         client = join(broker, name, will=Will(f"will/{name}", "gone", 1, properties={"will_delay_interval": 1000}))
         client.close()
-    wait_for(lambda: store(journal_of(broker)).stdout.count("will session") >= 2, "wills in the journal")
+    wait_for_record(broker, "will session", 2)
     again(broker)
     b = join(broker, "b", present=True)
     a = join(broker, "a", present=True)
@@ -610,7 +511,7 @@ def test_will_with_the_end_of_its_session(lasting, join, again):
     b = join(broker, "b", properties={"session_expiry_interval": 500},
              will=Will("will/b", "gone", 1, properties={"will_delay_interval": 5000}))
     b.close()
-    broker_waits_for_journal(broker, "will session")
+    wait_for_record(broker, "will session")
     restart_at(broker, again, 1000)
     a = join(broker, "a", present=True)
     a.expect_publish("will/b", "gone", qos=1)
@@ -734,7 +635,7 @@ def quiet(lasting, connect, join, tricks):
         a.publish("lasting", "x", qos=1)
         a.expect_publish("lasting", "x")
         # What is lazy goes within a second; the log has no word of that.
-        wait_for(lambda: "done" in store(journal_of(broker)).stdout, "lazy record")
+        wait_for_record(broker, "done")
         last = [d.syncs(), time.monotonic()]
 
         def settled():

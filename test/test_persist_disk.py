@@ -13,12 +13,11 @@ import time
 
 import pytest
 
-import disk
 import wire
-from test_persist import (CONFIG, FOREVER, received, eventually, join, journal_of,  # noqa: F401
-                          kill, lasting, tricks)
+from durable import (FOREVER, eventually, join, journal_of, kill, lasting, received,  # noqa: F401
+                     tricks)
 from v5 import let_pass
-from wire import (publish, V311, V5, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, CONNACK,
+from wire import (publish, V311, V5, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, CONNACK,
                   wait_for)
 
 QUOTA, UNAVAILABLE = 0x97, 0x88
@@ -77,7 +76,8 @@ def test_acknowledgements_wait(slow, connect, join, version):
     broker, d = slow
     b = join(broker, "b", version)
     first = hold(broker, d, join)
-    asks = [(wire.publish(version, "a/1", "x", 1, pid=10), PUBACK), (wire.publish(version, "a/2", "x", 2, pid=11), PUBREC),
+    asks = [(wire.publish(version, "a/1", "x", 1, pid=10), PUBACK),
+            (wire.publish(version, "a/2", "x", 2, pid=11), PUBREC),
             (wire.publish(version, "r", "x", 1, True, pid=12), PUBACK),
             (wire.subscribe(version, 13, [("b", 1)]), SUBACK), (wire.unsubscribe(version, 14, ["b"]), UNSUBACK)]
     for data, _ in asks:

@@ -10,8 +10,8 @@ import shutil
 import pytest
 
 import wire
+from durable import eventually, join, received  # noqa: F401
 from test_mosqdb import mosquitto, place  # noqa: F401
-from test_persist import FOREVER, eventually, join, received  # noqa: F401
 from wire import V311, V5, PUBLISH, PUBREC, PUBREL, PUBCOMP
 
 CONFIG = wire.DEFAULT_CONFIG + "log_type all\npersistence true\npersistence_location {dir}/journal/\n"

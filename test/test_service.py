@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from wire import V311, V5, wait_for
+from wire import V311, V5, command, wait_for
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -382,6 +382,8 @@ def test_reload_without_a_file(new_broker, connect):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGRTMIN], ids=["HUP", "RTMIN"])
 def test_log_file_is_opened_anew(new_broker, connect, number):
     """As logrotate wants it."""
+    if number == signal.SIGRTMIN and len(command()) > 1:
+        pytest.skip("an emulator gives such signals other numbers")
     broker = new_broker("log_dest file {dir}/log", "log_dest stderr")
     os.rename(broker.path("log"), broker.path("log.old"))
     broker.signal(number)

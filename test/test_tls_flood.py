@@ -311,7 +311,7 @@ class Meter:
 
     def expect_back(self, before):
         """Waits until the memory in use is what it was, but for a little."""
-        wait_for(lambda: self.read() < before + 20_000, "memory back", timeout=30)
+        wait_for(lambda: self.read() < before + 25_000, "memory back", timeout=30)
 
 
 @pytest.fixture

@@ -592,7 +592,7 @@ DEFAULT_CONFIG = "listener {port} 127.0.0.1\nallow_anonymous true\n"
 RUNNING = r"(midge|mosquitto) version (\S+) running"
 
 
-SANITIZER = r"(Address|Leak|Thread)Sanitizer|runtime error:"
+SANITIZER = r"(ERROR|WARNING|SUMMARY): (Address|Leak|Thread)Sanitizer|runtime error:"
 
 
 def command():
