@@ -80,7 +80,7 @@ test: tools-test $(B)/midge $(B)/midge-alloc $(B)/storetool \
 		$(UNITS:%=$(B)/%) check
 	MIDGE="$(B)/midge" BUILD="$(B)" $(PYTEST) test
 	/usr/bin/python3 test/coverage_ids.py
-	@if command -v clang >/dev/null; then $(MAKE) fuzz T=2; \
+	@if command -v clang >/dev/null; then $(MAKE) fuzz-brief; \
 	else echo "No clang: the fuzzers were not run."; fi
 
 # Nobody gets an ssh server from trying the tests: those that need one, or the
@@ -128,6 +128,16 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 		>build/fuzz/$$f.log 2>&1 || \
 		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
 		tail -1 build/fuzz/$$f.log; done
+
+# The same for a moment, from the seeds alone.
+fuzz-brief: $(FUZZERS:%=build/fuzz/%)
+	@for f in $(FUZZERS); do rm -rf build/fuzz/brief; \
+		mkdir build/fuzz/brief; build/fuzz/$$f -max_total_time=2 \
+		-timeout=20 -artifact_prefix=build/fuzz/ build/fuzz/brief \
+		$$(ls -d test/corpus/$$f 2>/dev/null) \
+		>build/fuzz/$$f.log 2>&1 || \
+		{ tail -40 build/fuzz/$$f.log; exit 1; }; done
+	@echo "No fuzzer has found anything."
 
 FUZZ = -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest $(SANITIZE)
 FUZZ_OBJ = $(SRC:%.c=build/fuzz/%.o)
@@ -200,5 +210,5 @@ install: $(B)/midge
 clean:
 	rm -rf build
 
-.PHONY: all compiler run test tools-test asan bench crash soak fuzz tools-fuzz \
+.PHONY: all compiler run test tools-test asan bench crash soak fuzz fuzz-brief tools-fuzz \
 	faults coverage lint check install clean
