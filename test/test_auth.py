@@ -931,7 +931,10 @@ def test_passwd_asks_twice(tmp_path):
 def test_passwd_on_a_terminal(tmp_path):
     """Without echo."""
     path = tmp_path / "users"
-    pid, fd = pty.fork()
+    try:
+        pid, fd = pty.fork()
+    except OSError:
+        pytest.skip("no terminals can be made here")
     if pid == 0:
         os.execv(command()[0], [*command(), "passwd", "-c", str(path), "alice"])
     shown = b""

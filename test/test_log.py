@@ -254,7 +254,10 @@ def full_pipe():
 
 def full_terminal():
     """A terminal that shows no more."""
-    master, slave = os.openpty()
+    try:
+        master, slave = os.openpty()
+    except OSError:
+        pytest.skip("no terminals can be made here")
     os.set_blocking(slave, False)
     with pytest.raises(BlockingIOError):
         while True:

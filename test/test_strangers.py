@@ -36,7 +36,7 @@ def flood():
     sockets = []
 
     def create(broker, n, send=b""):
-        raise_own_limit(n + 500)
+        raise_own_limit(len(sockets) + n + 500)
         new = [dial_raw(broker) for _ in range(n)]
         sockets.extend(new)
         for s in new if send else []:
