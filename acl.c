@@ -311,6 +311,25 @@ find(const struct acl *a, const void *name, size_t len)
 	return NULL;
 }
 
+void
+acl_each_user(const struct acl *a, void (*fn)(void *arg, struct mqtt_str name),
+    void *arg)
+{
+	const struct hash *h = &a->users;
+
+	if (a->anonymous->topics.first)
+		fn(arg, (struct mqtt_str){ 0 });
+	for (uint32_t i = 0; h->bucket && i <= h->mask; i++) {
+		for (struct hash_link *l = h->bucket[i]; l; l = l->next) {
+			const struct acl_user *u = HASH_OBJECT(l,
+			    struct acl_user, link);
+
+			fn(arg, (struct mqtt_str){ (const uint8_t *)u->name,
+			    u->name_len });
+		}
+	}
+}
+
 const struct acl_user *
 acl_find(const struct acl *a, struct mqtt_str user)
 {

@@ -44,6 +44,11 @@ bool acl_may(const struct acl_user *u, const struct acl_client *c,
 bool acl_could_read(const struct acl_user *u, const struct acl_client *c,
     struct mqtt_str filter);
 
+/* Calls fn with the name of each user that has rules of his own; p NULL: clients
+ * without a name have some. */
+void acl_each_user(const struct acl *a, void (*fn)(void *arg,
+    struct mqtt_str name), void *arg);
+
 /* Whether there are patterns and c's names could pass for wildcards in them:
  * then the patterns grant it nothing. */
 bool acl_is_dangerous(const struct acl_user *u, const struct acl_client *c);

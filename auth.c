@@ -264,6 +264,41 @@ auth_fini(struct auth *a)
 	a->n = 0;
 }
 
+static void
+doubt_rules(void *arg, struct mqtt_str name)
+{
+	const struct guard *g = arg;
+
+	if (!name.p && !g->conf->allow_anonymous)
+		log_warning("Warning: The topic lines above the first user of "
+		    "%s are for clients without a user name, which "
+		    "allow_anonymous false keeps out. 'user NAME' above them "
+		    "says whom they are for.", g->conf->acl_file);
+	if (name.p && g->users && !find_user(g->users, name.p, name.len))
+		log_warning("Warning: The rules of user %.*s in %s can never "
+		    "count: %s does not have that user. 'midge passwd %s "
+		    "%.*s' adds it.", (int)name.len, (const char *)name.p,
+		    g->conf->acl_file, g->conf->password_file,
+		    g->conf->password_file, (int)name.len,
+		    (const char *)name.p);
+}
+
+void
+auth_doubt(const struct auth *a, const struct config *c)
+{
+	for (unsigned i = 0; i < a->n; i++) {
+		const struct config_listener *l = &c->listeners[i];
+		struct guard *g = &a->guards[i];
+		bool told = !g->acl || l->use_identity_as_username ||
+		    l->use_subject_as_username;
+
+		for (unsigned j = 0; j < i; j++)
+			told |= a->guards[j].acl == g->acl;
+		if (!told)
+			acl_each_user(g->acl, doubt_rules, g);
+	}
+}
+
 /* ---- who may connect ---- */
 
 /* Why somebody who needs no password is not let in; NULL: he is. */

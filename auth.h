@@ -39,6 +39,10 @@ struct auth {
 bool auth_load(struct auth *a, const struct config *c);
 void auth_fini(struct auth *a);
 
+/* For a check: warns of rules that can never count, because nobody can log in
+ * under the name that they are for. */
+void auth_doubt(const struct auth *a, const struct config *c);
+
 /* ---- who may connect ---- */
 
 enum auth_answer { AUTH_YES, AUTH_NO, AUTH_CHECK };

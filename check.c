@@ -286,8 +286,10 @@ check_passwords(const struct check *k)
 {
 	struct auth a;
 
-	if (auth_load(&a, &k->conf))
-		auth_fini(&a);
+	if (!auth_load(&a, &k->conf))
+		return;
+	auth_doubt(&a, &k->conf);
+	auth_fini(&a);
 }
 
 static void

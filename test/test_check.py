@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from wire import wait_for
+from wire import password_line, wait_for
 
 BASE = "listener {port} 127.0.0.1\nallow_anonymous true\n"
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -184,3 +184,19 @@ def test_test_config_opens_nothing(new_broker, connect):
     broker.args = []
     broker.spawn()
     wait_for(lambda: os.path.exists(broker.path("pid")), "start")
+
+
+def test_rules_that_never_count(check):
+    """Rules for somebody who cannot log in under that name."""
+    def prepare(broker):
+        for name, text in ("users", password_line("bob", "b")), ("rules", "topic read a\nuser alice\ntopic read b\n"
+                                                                          "user bob\ntopic read c\n"):
+            with open(broker.path(name), "w") as f:
+                f.write(text)
+            os.chmod(broker.path(name), 0o644)
+    got, out = check("listener {port} 127.0.0.1\nallow_anonymous false\nuser root\npassword_file {dir}/users\n"
+                     "acl_file {dir}/rules\n", prepare)
+    assert got == 1
+    assert re.search(r"topic lines above the first user of \S+/rules are for clients without a user name", out), out
+    assert re.search(r"rules of user alice in \S+ can never count: .*'midge passwd \S+/users alice' adds it\.", out), out
+    assert "user bob" not in out
