@@ -1898,29 +1898,43 @@ at_switch(const struct store *st)
 	return switch_ahead(st) && st->sealed == st->switch_pos;
 }
 
-/* Bytes of the group that begins at position sealed. */
-static uint64_t
-group_size(const struct store *st)
+/* A frame among those that are pending. */
+struct cursor {
+	const struct store_block *b;
+	const uint8_t *p;
+};
+
+/* The one at position sealed, of which there are some. */
+static struct cursor
+first_unsealed(const struct store *st)
 {
 	uint64_t pos = st->first_pos;
-	const struct store_block *b = st->first;
-	const uint8_t *p;
+	struct cursor c = { .b = st->first };
+
+	for (; pos + c.b->len <= st->sealed; c.b = c.b->next)
+		pos += c.b->len;
+	for (c.p = c.b->bytes; pos < st->sealed; c.p += frame_size(c.p))
+		pos += frame_size(c.p);
+	return c;
+}
+
+/* Bytes of the group that begins at c, which goes behind it. */
+static uint64_t
+group_size(struct cursor *c)
+{
+	uint64_t n = 0;
 	bool more = true;
 
-	for (; pos + b->len <= st->sealed; b = b->next)
-		pos += b->len;
-	for (p = b->bytes; pos < st->sealed; p += frame_size(p))
-		pos += frame_size(p);
 	while (more) {
-		if (p == b->bytes + b->len) {
-			b = b->next;
-			p = b->bytes;
+		if (c->p == c->b->bytes + c->b->len) {
+			c->b = c->b->next;
+			c->p = c->b->bytes;
 		}
-		more = get32(p + 4) & MORE;
-		pos += frame_size(p);
-		p += frame_size(p);
+		more = get32(c->p + 4) & MORE;
+		n += frame_size(c->p);
+		c->p += frame_size(c->p);
 	}
-	return pos - st->sealed;
+	return n;
 }
 
 /* Takes groups into the batch as long as they belong into this segment. One
@@ -1930,10 +1944,13 @@ static void
 seal(struct store *st)
 {
 	uint64_t from = st->sealed, in_segment, n;
+	struct cursor c = { 0 };
 
+	if (st->sealed < st->complete)
+		c = first_unsealed(st);
 	while (st->sealed < st->complete && st->sealed - from < BATCH &&
 	    !at_switch(st)) {
-		n = group_size(st);
+		n = group_size(&c);
 		in_segment = DATA_START + st->sealed - st->seg_pos;
 		st->full = st->sealed > st->seg_pos && !switch_ahead(st) &&
 		    in_segment + n + FRAME > st->c.segment_size;
