@@ -146,7 +146,8 @@ build/fuzz/%.o: %.c $(wildcard *.h) | tools-fuzz
 	@mkdir -p build/fuzz
 	clang $(FUZZ) -fsanitize=fuzzer-no-link -c -o $@ $<
 
-build/fuzz/fuzz_%: test/fuzz_%.c test/model.h test/pem.h test/journal.h $(FUZZ_OBJ)
+build/fuzz/fuzz_%: test/fuzz_%.c test/fuzz.h test/model.h test/pem.h \
+		test/journal.h $(FUZZ_OBJ)
 	clang $(FUZZ) -fsanitize=fuzzer -o $@ $< $(filter-out \
 		build/fuzz/broker.o $(AWAY_$*:%=build/fuzz/%.o),$(FUZZ_OBJ)) $(LIBS)
 

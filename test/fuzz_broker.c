@@ -18,6 +18,8 @@
 #include "broker.c"
 #undef main
 
+#include "fuzz.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -25,8 +27,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define PEERS 5                 /* the last one is the keeper */
 #define KEEPER (PEERS - 1)
@@ -36,27 +36,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define OWED_MAX 64
 #define REFS_MAX 20000
 
-/* ---- input of the fuzzer ---- */
-
-static struct {
-	const uint8_t *p;
-	size_t left;
-} in;
-
-static uint8_t
-byte(void)
-{
-	if (in.left == 0)
-		return 0;
-	in.left--;
-	return *in.p++;
-}
-
-/* ---- the world outside: clock, random bytes, poll ---- */
+/* ---- the world outside: clock and poll ---- */
 
 static bool inside;             /* the broker or a peer is at work */
 static int64_t clock_ms;
-static uint32_t noise_state;
 
 int
 clock_gettime(clockid_t id, struct timespec *t)
@@ -66,17 +49,6 @@ clock_gettime(clockid_t id, struct timespec *t)
 	t->tv_sec = clock_ms / 1000;
 	t->tv_nsec = clock_ms % 1000 * 1000000;
 	return 0;
-}
-
-ssize_t
-getrandom(void *p, size_t n, unsigned flags)
-{
-	(void)flags;
-	for (size_t i = 0; i < n; i++) {
-		noise_state = noise_state * 1664525u + 1013904223u;
-		((uint8_t *)p)[i] = (uint8_t)(noise_state >> 24);
-	}
-	return (ssize_t)n;
 }
 
 /* Nobody waits: what is to happen has happened before. */

@@ -11,6 +11,7 @@
  * record of ours can be read, every call comes to an end, the ledger is empty
  * afterwards.
  */
+#include "fuzz.h"
 #include "log.h"
 #include "mem.h"
 #include "pem.h"
@@ -26,27 +27,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 #define ROOM (256 * 1024)       /* as the broker's shared buffer */
 #define CROWD 5
 #define LANES 2
 
 /* ---- input of the fuzzer ---- */
-
-static struct {
-	const uint8_t *p;
-	size_t left;
-} in;
-
-static uint8_t
-byte(void)
-{
-	if (in.left == 0)
-		return 0;
-	in.left--;
-	return *in.p++;
-}
 
 /* Small numbers are frequent. */
 static size_t
@@ -55,26 +40,6 @@ number(void)
 	size_t n = byte();
 
 	return n < 200 ? n : n < 250 ? (n - 199) * 400 : 16300 + (n - 250) * 40;
-}
-
-/* ---- the same random bytes in each run ---- */
-
-static uint32_t noise_state;
-
-static uint8_t
-noise(void)
-{
-	noise_state = noise_state * 1664525u + 1013904223u;
-	return (uint8_t)(noise_state >> 24);
-}
-
-ssize_t
-getrandom(void *p, size_t n, unsigned flags)
-{
-	(void)flags;
-	for (size_t i = 0; i < n; i++)
-		((uint8_t *)p)[i] = noise();
-	return (ssize_t)n;
 }
 
 /* ---- what lasts for all runs ---- */
