@@ -1619,7 +1619,9 @@ config_usage(void)
 	    "Usage: midge [-c FILE] [-d] [-p PORT] [-v | -q] "
 	    "[--tls-keylog FILE]\n"
 	    "       midge [-c FILE] --test-config\n"
-	    "       midge check [-c FILE]\n\n"
+	    "       midge check [-c FILE]\n"
+	    "       midge passwd ...            (midge passwd --help tells)\n"
+	    "       midge store FILE | FOLDER\n\n"
 	    "  -c, --config-file FILE  read this configuration file\n"
 	    "  -d, --daemon            run in the background\n"
 	    "  -p, --port PORT         listen on this port of this machine "
@@ -1633,7 +1635,9 @@ config_usage(void)
 	    "      --version           print the version\n"
 	    "  -h, --help              print this\n\n"
 	    "midge check tells all that is wrong or doubtful and how to mend "
-	    "it.\n"
+	    "it;\n"
+	    "midge passwd makes password files, midge store prints a "
+	    "journal.\n"
 	    "Without -c only clients on this machine can connect, at port "
 	    "1883.\n";
 }
