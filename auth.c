@@ -178,7 +178,7 @@ load_users(const char *path)
 	bool ok = true;
 	char *line;
 
-	if (why) {
+	if (!us || why) {
 		log_error("Error: Unable to open pwfile \"%s\": %s.%s", path,
 		    why, strstr(path, " #") ?
 		    " (What stands behind # belongs to the name.)" : "");

@@ -484,7 +484,8 @@ raise_descriptor_limit(void)
 	}
 }
 
-/* Everything but the listeners: only memory can be missing here. */
+/* Everything but the listeners: only memory can be missing here. stop() undoes
+ * it, also where it went half-way. */
 static bool
 init(struct broker *b)
 {
@@ -495,15 +496,17 @@ init(struct broker *b)
 	b->certs = mem_zalloc(b->conf->n_listeners * sizeof *b->certs);
 	tls_pool_init(&b->tls, (unsigned)b->conf->max_handshakes,
 	    b->conf->tls_keylog ? tls_keylog_open(b->conf->tls_keylog) : -1);
-	b->persist.fd = -1;
+	b->persist.fd = b->watch.sigfd = -1;
 	if (!b->buf || !b->counts || !b->certs || !watch_init(&b->watch) ||
 	    !watch_fixed(&b->watch, -1) ||
 	    !timer_init(&b->timers, &b->accept_timer, TIMER_ACCEPT) ||
 	    !timer_init(&b->timers, &b->watchdog, TIMER_WATCHDOG) ||
 	    !timer_init(&b->timers, &b->daily, TIMER_DAILY) ||
 	    !relief_init(b) ||
-	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED))
+	    !topics_init(&b->topics, &b->timers, TIMER_RETAINED)) {
+		log_error("Error: Unable to start: %s.", strerror(errno));
 		return false;
+	}
 	b->now_ms = b->watch.now_ms;
 	return true;
 }
@@ -563,7 +566,7 @@ stop(struct broker *b)
 	watch_fini(&b->watch);
 	mem_free(b->listeners, b->n_listeners * sizeof *b->listeners);
 	mem_free(b->counts, b->conf->n_listeners * sizeof *b->counts);
-	for (unsigned i = 0; i < b->conf->n_listeners; i++)
+	for (unsigned i = 0; b->certs && i < b->conf->n_listeners; i++)
 		tls_server_unref(b->certs[i]);
 	mem_free(b->certs, b->conf->n_listeners * sizeof *b->certs);
 	tls_pool_fini(&b->tls);
@@ -654,12 +657,8 @@ run(struct broker *b)
 	sandbox_init(b->conf->sandbox);
 	if (!auth_load(&b->auth, b->conf))
 		return EXIT_FILES;
-	if (!init(b)) {
-		log_error("Error: Unable to start: %s.", strerror(errno));
-		return EXIT_START;
-	}
 	/* Whatever only root may read is read before become_user. */
-	ok = open_listeners(b) && sys_init(b) && become_user(b) &&
+	ok = init(b) && open_listeners(b) && sys_init(b) && become_user(b) &&
 	    (!b->conf->persistence || persist_open(b));
 	if (ok)
 		serve(b);

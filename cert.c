@@ -98,8 +98,8 @@ take_optional(struct der *in, uint8_t want, struct der *content)
 	return take(in, want, content, NULL);
 }
 
-#define IS(d, bytes) ((d).len == sizeof bytes - 1 && \
-	memcmp((d).p, bytes, sizeof bytes - 1) == 0)
+#define IS(d, bytes) ((d).len == sizeof(bytes) - 1 && \
+	memcmp((d).p, (bytes), sizeof(bytes) - 1) == 0)
 
 static int
 two_digits(const uint8_t *p)
@@ -652,8 +652,9 @@ each_object(const char *path, object_fn *fn, void *arg, const char **why)
 	if (!text)
 		return false;
 	len = clean(text, full);
-	/* Enough at once: a key is not left behind in blocks that grew. */
-	o = (struct object){ .der = malloc(full), .cap = full };
+	/* Enough at once: a key is not left behind in blocks that grew. And
+	 * not of no size, which some allocators do not have. */
+	o = (struct object){ .der = malloc(full + 1), .cap = full };
 	if (!o.der) {
 		*why = no_memory;
 		ok = false;

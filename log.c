@@ -104,8 +104,9 @@ timestamp(char *out, size_t size)
 		return (size_t)snprintf(out, size, "%lld: ", (long long)now);
 	localtime_r(&now, &tm);
 	n = strftime(out, size - 2, lg.c.time_format, &tm);
-	memcpy(out + n, ": ", 2);
-	return n + 2;
+	out[n++] = ':';
+	out[n++] = ' ';
+	return n;
 }
 
 static void emit(enum log_type type, const char *text);

@@ -18,8 +18,8 @@ static const uint8_t level[] = {
 #define SLOW_MIN (64 * 1024)
 
 static const char *const words[] = {
-	[RELIEF_LASTING] = "new retained messages and subscriptions are "
-	    "refused",
+	[RELIEF_LASTING] =
+	    "new retained messages and subscriptions are refused",
 	[RELIEF_NEWCOMERS] = "clients without a session are refused",
 	[RELIEF_QOS0] = "messages of QoS 0 that would have to wait are dropped",
 	[RELIEF_ACKED] = "messages of QoS 1 and 2 are refused",

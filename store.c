@@ -2355,12 +2355,12 @@ bool
 store_open(struct store *st, const struct store_config *c,
     store_record_fn *fn, void *arg, struct store_report *report)
 {
-	struct store_report own;
+	struct store_report own = { 0 };
 	struct recovery rc = { .l = { .dir = c->dir, .name = c->name },
 	    .pl = { .fn = fn, .arg = arg, .report = report ? report : &own } };
 	bool good = false;
 
-	memset(rc.pl.report, 0, sizeof *report);
+	*rc.pl.report = own;
 	init(st, c);
 	if (!path_fits(c->dir, c->name)) {
 		log_error("Error: The path %s/%s is too long for a journal.",

@@ -1577,7 +1577,7 @@ take_keys(struct tls *t, const br_ssl_engine_context *eng)
 	memcpy(t->in.key, p, s->key_len);
 	memcpy(t->out.key, p += s->key_len, s->key_len);
 	memcpy(t->in.iv, p += s->key_len, s->iv_len);
-	memcpy(t->out.iv, p += s->iv_len, s->iv_len);
+	memcpy(t->out.iv, p + s->iv_len, s->iv_len);
 	t->in_seq = s->aes ? eng->in.gcm.seq : eng->in.chapol.seq;
 	t->out_seq = s->aes ? eng->out.gcm.seq : eng->out.chapol.seq;
 	explicit_bzero(block, sizeof block);
@@ -1601,7 +1601,7 @@ keep_rest(struct tls *t, const uint8_t *p, size_t n)
 		b = bytes_new(old + n);
 		if (!b)
 			return false;
-		if (old)
+		if (t->rest)
 			memcpy(b->p, t->rest->p + t->rest->at, old);
 		b->len = (uint32_t)old;
 		bytes_free(&t->rest);

@@ -559,7 +559,7 @@ drop_match(struct topics *t, struct match **m)
 static void
 empty_cache(struct topics *t)
 {
-	for (uint32_t i = 0; i < TOPIC_CACHE; i++)
+	for (uint32_t i = 0; t->cache && i < TOPIC_CACHE; i++)
 		drop_match(t, &t->cache[i]);
 }
 
@@ -681,7 +681,7 @@ topic_note_source(struct topics *t, struct mqtt_str topic, uint8_t guard,
 	s->has_user = user.p != NULL;
 	s->user_len = (uint16_t)user.len;
 	s->id_len = (uint16_t)id.len;
-	if (user.len)
+	if (user.p)
 		memcpy(s->names, user.p, user.len);
 	memcpy(s->names + user.len, id.p, id.len);
 	return true;
@@ -930,7 +930,8 @@ free_below(struct topics *t, struct node *n)
 void
 topics_fini(struct topics *t)
 {
-	free_below(t, t->topics.root);
+	if (t->topics.root)
+		free_below(t, t->topics.root);
 	empty_cache(t);
 	mem_free(t->cache, TOPIC_CACHE * sizeof *t->cache);
 	mem_free(t->filters.root, sizeof(struct node));
