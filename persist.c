@@ -334,6 +334,7 @@ put_queue(struct broker *b, uint32_t no, const struct delivery *d)
 {
 	/* What the message was sent with went with it. */
 	unsigned n = d->msg ? d->n_subids : 0;
+	bool retain = d->msg && d->retain;
 	uint8_t *p = begin(b, QUEUE, 21 + 4u * n);
 
 	if (!p)
@@ -341,7 +342,7 @@ put_queue(struct broker *b, uint32_t no, const struct delivery *d)
 	p = put32(p, no);
 	p = put_no(p, d->no);
 	p = put_no(p, d->msg ? d->msg->no : 0);
-	p = put8(p, d->qos | (unsigned)d->retain << 2);
+	p = put8(p, d->qos | (unsigned)retain << 2);
 	for (unsigned i = 0; i < n; i++)
 		p = put32(p, d->subids[i]);
 	finish(b, STORE_NOW);
