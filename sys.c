@@ -2,11 +2,15 @@
 #include "mem.h"
 #include "route.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 enum { N_LOADS = 9, N_SPANS = 3 };
+
+/* 1 as a load and as a factor. Fixed point, as floating point would have to be
+ * brought along to the processors that have none. */
+#define LOAD_ONE (1 << 16)
+#define ONE (INT64_C(1) << 30)
 
 /* Log lines kept for publication in one turn; more are dropped. */
 #define LINES_MAX 64
@@ -18,7 +22,7 @@ struct sys {
 	struct timer timer;
 	int64_t start_ms, last_ms;
 	uint64_t count[N_LOADS];        /* at the last interval */
-	double load[N_LOADS][N_SPANS];
+	int64_t load[N_LOADS][N_SPANS];
 	struct msg *line[LINES_MAX];
 	unsigned n_lines;
 };
@@ -109,6 +113,26 @@ memory(struct broker *b)
 	}
 }
 
+/* e to the power of -ms/span: 1 - ms/span/1024 to the power of 1024. */
+static int64_t
+decay(int64_t ms, int64_t span)
+{
+	int64_t f = ONE - ms * (ONE / 1024) / span;
+
+	if (f < 0)
+		return 0;
+	for (int n = 1; n < 1024; n *= 2)
+		f = f * f / ONE;
+	return f;
+}
+
+/* v * f, where that alone would not fit. */
+static int64_t
+scale(int64_t v, int64_t f)
+{
+	return v / ONE * f + v % ONE * f / ONE;
+}
+
 /* Moving averages per minute over 1, 5 and 15 minutes. */
 static void
 loads(struct broker *b)
@@ -126,22 +150,25 @@ loads(struct broker *b)
 		st->bytes_sent, st->sockets, st->connections,
 	};
 	struct sys *s = b->sys;
-	double dt = (double)(b->now_ms - s->last_ms) / 1000;
+	int64_t dt = b->now_ms - s->last_ms;
 	char name[64], text[32];
 
 	s->last_ms = b->now_ms;
 	for (int i = 0; i < N_LOADS; i++) {
-		double x = dt > 0 ? (double)(now[i] - s->count[i]) * 60 / dt :
-		    0;
+		int64_t n = (int64_t)(now[i] - s->count[i]) * 60000;
+		int64_t x = dt > 0 ? n * 256 / dt * (LOAD_ONE / 256) : 0;
 
 		s->count[i] = now[i];
 		for (int k = 0; k < N_SPANS; k++) {
-			double *v = &s->load[i][k];
+			int64_t *v = &s->load[i][k], hundredths;
 
-			*v = x + exp(-dt / (60.0 * minutes[k])) * (*v - x);
+			*v = x + scale(*v - x, decay(dt, minutes[k] * 60000));
+			hundredths = (*v * 100 + LOAD_ONE / 2) / LOAD_ONE;
 			snprintf(name, sizeof name, "load/%s/%dmin", names[i],
 			    minutes[k]);
-			snprintf(text, sizeof text, "%.2f", *v);
+			snprintf(text, sizeof text, "%lld.%02d",
+			    (long long)(hundredths / 100),
+			    (int)(hundredths % 100));
 			publish(b, name, text, true);
 		}
 	}

@@ -673,6 +673,26 @@ def test_sys_values(new_broker, connect):
     assert values["messages/received"] < before + 60
 
 
+def test_sys_loads(new_broker, connect):
+    """What came within a moment is its number in the average of a minute, a fifth of it in that of five; and it fades."""
+    broker = new_broker("sys_interval 1")
+    watch = connect(broker=broker)
+    pub = connect(broker=broker)
+    for _ in range(1000):
+        pub.publish("none", "x")
+    pub.ping()
+    watch.subscribe("$SYS/broker/load/publish/received/+")
+    seen = {1: [0], 5: [0], 15: [0]}
+    while len(seen[15]) < 6:
+        p = watch.expect_publish()
+        seen[int(re.search(r"(\d+)min$", p.topic)[1])].append(float(p.payload))
+    for minutes, expected in (1, 990), (5, 200), (15, 67):
+        values = seen[minutes]
+        assert 0.93 * expected < max(values) < 1.02 * expected, values
+        assert values[-1] < max(values), values
+    assert max(seen[1]) - seen[1][-1] > 10 * (max(seen[5]) - seen[5][-1]), seen
+
+
 def test_sys_is_published_when_it_changes(new_broker, connect):
     """At each interval, only what has another value."""
     broker = new_broker("sys_interval 1")
