@@ -26,111 +26,134 @@
 #define SET_SECCOMP 22                  /* prctl: one more filter */
 #define NO_NEW_PRIVS 38
 
-enum test {
+enum { EQUAL, CLEAR };   /* the argument is value; no bit of value is set in it */
+
+enum {
 	ANY,                    /* whatever the arguments are */
-	EQUAL,                  /* the argument is value */
-	CLEAR,                  /* no bit of value is set in it */
+	LOCAL, IS_TERMINAL, IS_TERMINAL2, TERMINAL_SIZE, NO_CODE,
+	FORK_ONLY, END_IT, DIE_WITH_PARENT, FILTER_MORE, ASK_ONLY,
+};
+
+/* Only the lower half of an argument is compared: all of these are ints and
+ * flags of which the kernel looks at no more. */
+static const struct limit {
+	uint8_t test, arg;
+	uint32_t value;
+} limits[] = {
+	[LOCAL] = { EQUAL, 0, AF_UNIX },
+	[IS_TERMINAL] = { EQUAL, 1, TCGETS },
+	[IS_TERMINAL2] = { EQUAL, 1, 0x802c542a },      /* TCGETS2 */
+	[TERMINAL_SIZE] = { EQUAL, 1, TIOCGWINSZ },
+	[NO_CODE] = { CLEAR, 2, PROT_EXEC },
+	[FORK_ONLY] = { CLEAR, 0, ~FORK_FLAGS },
+	[END_IT] = { EQUAL, 1, SIGKILL },
+	[DIE_WITH_PARENT] = { EQUAL, 0, PR_SET_PDEATHSIG },
+	[FILTER_MORE] = { EQUAL, 0, SET_SECCOMP },
+	[ASK_ONLY] = { EQUAL, 2, 0 },
 };
 
 struct call {
-	char name[24];          /* no pointers: nothing is relocated */
 	short nr;               /* SYSCALL_ABSENT: not on this processor */
 	uint8_t roles;          /* that may make it; NONE: it has a name only */
-	uint8_t test, arg;
-	uint32_t value;
+	uint8_t limit;
 };
+
+/* The most frequent ones first. Several rows of one call: one must fit. */
+#define CALLS								\
+	MAY(BS, poll) MAY(BS, ppoll) MAY(BS, ppoll_time64) MAY(BS, read) \
+	MAY(BS, write) MAY(BS, writev) MAY(BS, recvfrom) MAY(BS, recv)	\
+	MAY(BS, sendto) MAY(BS, send) MAY(BS, fdatasync) MAY(BS, pwrite64) \
+	MAY(BS, pwritev)						\
+									\
+	/* time */							\
+	MAY(BS, clock_gettime) MAY(BS, clock_gettime32)			\
+	MAY(BS, clock_gettime64) MAY(BS, gettimeofday) MAY(BS, time)	\
+	MAY(BS, nanosleep) MAY(BS, clock_nanosleep)			\
+	MAY(BS, clock_nanosleep_time64)					\
+									\
+	/* connections: what the listeners bring, and sockets of this machine \
+	 * for syslog, the service manager and the helper */		\
+	MAY(B, accept4) MAY(B, setsockopt) MAY(B, getsockopt)		\
+	MAY(B, getsockname) MAY(B, getpeername) MAY(B, shutdown)	\
+	MAY(B, readv) MAY(B, recvmsg) MAY(B, sendmsg) MAY(B, connect)	\
+	ONLY(B, socket, LOCAL)				\
+	ONLY(B, socketpair, LOCAL)				\
+									\
+	/* files; the filter cannot see which: that is for their owners */ \
+	MAY(BS, openat) MAY(BS, open) MAY(BS, close)			\
+	MAY(BS, fcntl) MAY(BS, fcntl64) MAY(BS, statx) MAY(BS, fstat)	\
+	MAY(BS, newfstatat) MAY(BS, stat) MAY(BS, lstat) MAY(BS, fstat64) \
+	MAY(BS, fstatat64) MAY(BS, stat64) MAY(BS, lstat64) MAY(BS, access) \
+	MAY(BS, faccessat) MAY(BS, faccessat2) MAY(B, readlink)		\
+	MAY(B, readlinkat) MAY(B, getcwd) MAY(BS, getdents64)		\
+	MAY(BS, getdents) MAY(BS, lseek) MAY(BS, _llseek) MAY(BS, pread64) \
+	MAY(BS, preadv) MAY(BS, fsync) MAY(BS, ftruncate)		\
+	MAY(BS, ftruncate64) MAY(BS, fallocate) MAY(BS, rename)		\
+	MAY(BS, renameat) MAY(BS, renameat2) MAY(BS, unlink)		\
+	MAY(BS, unlinkat) MAY(B, mkdir) MAY(B, mkdirat) MAY(B, dup2)	\
+	MAY(B, dup3) MAY(B, statfs) MAY(B, fstatfs)			\
+	ONLY(BS, ioctl, IS_TERMINAL)				\
+	ONLY(BS, ioctl, IS_TERMINAL2)				\
+	ONLY(BS, ioctl, TERMINAL_SIZE)				\
+									\
+	/* memory, of which none becomes code */			\
+	MAY(BS, brk) MAY(BS, munmap) MAY(BS, mremap) MAY(BS, madvise)	\
+	ONLY(BS, mmap, NO_CODE)				\
+	ONLY(BS, mmap2, NO_CODE)				\
+	ONLY(BS, mprotect, NO_CODE) MAY(BS, futex)		\
+	MAY(BS, futex_time64) MAY(BS, getrandom)			\
+									\
+	/* processes: copies of this one for the journal, and their end */ \
+	ONLY(B, clone, FORK_ONLY) MAY(B, fork)		\
+	MAY(BS, set_robust_list) MAY(BS, set_tid_address) MAY(BS, rseq)	\
+	MAY(B, wait4) MAY(B, waitid) ONLY(B, kill, END_IT)	\
+	MAY(BS, tgkill) ONLY(B, prctl, DIE_WITH_PARENT)	\
+	ONLY(B, prctl, FILTER_MORE) MAY(BS, exit_group)	\
+	MAY(BS, exit) MAY(BS, rt_sigreturn) MAY(BS, sigreturn)		\
+	MAY(BS, rt_sigprocmask) MAY(BS, rt_sigaction)			\
+	MAY(BS, restart_syscall) MAY(BS, sched_yield)			\
+									\
+	/* who and where am I */					\
+	MAY(BS, getpid) MAY(BS, getppid) MAY(BS, gettid) MAY(B, getsid)	\
+	MAY(BS, getuid) MAY(BS, geteuid) MAY(BS, getgid) MAY(BS, getegid) \
+	MAY(BS, getuid32) MAY(BS, geteuid32) MAY(BS, getgid32)		\
+	MAY(BS, getegid32)						\
+	MAY(B, uname) MAY(B, sysinfo) MAY(BS, getrlimit) MAY(BS, ugetrlimit) \
+	ONLY(BS, prlimit64, ASK_ONLY)		\
+									\
+	/* What nobody may, with names for the log. */			\
+	NAME(execve) NAME(execveat) NAME(ptrace) NAME(clone3) NAME(vfork) \
+	NAME(bind) NAME(listen) NAME(accept) NAME(pipe) NAME(pipe2)	\
+	NAME(sendfile) NAME(splice) NAME(chroot) NAME(mount) NAME(umount2) \
+	NAME(pivot_root) NAME(setns) NAME(unshare) NAME(setuid)		\
+	NAME(setgid) NAME(setresuid) NAME(setresgid) NAME(capset)	\
+	NAME(setsid) NAME(chdir) NAME(umask) NAME(chmod) NAME(fchmod)	\
+	NAME(fchmodat) NAME(chown) NAME(fchown) NAME(fchownat) NAME(link) \
+	NAME(linkat) NAME(symlink) NAME(symlinkat) NAME(mknod)		\
+	NAME(mknodat) NAME(openat2) NAME(utimensat) NAME(bpf)		\
+	NAME(perf_event_open) NAME(seccomp) NAME(process_vm_readv)	\
+	NAME(process_vm_writev) NAME(memfd_create) NAME(userfaultfd)	\
+	NAME(io_uring_setup) NAME(keyctl) NAME(init_module)		\
+	NAME(finit_module) NAME(kexec_load) NAME(reboot) NAME(personality) \
+	NAME(setrlimit) NAME(epoll_create1) NAME(eventfd2)		\
+	NAME(timerfd_create) NAME(signalfd4) NAME(inotify_init1) NAME(shmat) \
+	NAME(tkill) NAME(mlock) NAME(sigaltstack)			\
+	NAME(sched_getaffinity) NAME(sched_setaffinity)
 
 /* Not in terms of each other: some names are macros. */
-#define MAY(who, call) { #call, SYS_##call, who, ANY, 0, 0 }
-#define ONLY(who, call, test, arg, value) \
-	{ #call, SYS_##call, who, test, arg, value }
-#define NAME(call) { #call, SYS_##call, NONE, ANY, 0, 0 }
+#define MAY(who, call) { SYS_##call, who, ANY },
+#define ONLY(who, call, limit) { SYS_##call, who, limit },
+#define NAME(call) { SYS_##call, NONE, ANY },
+static const struct call calls[] = { CALLS };
+#undef MAY
+#undef ONLY
+#undef NAME
 
-/* The most frequent ones first. Several rows of one call: one must fit. Only
- * the lower half of an argument is compared: all of these are ints and flags of
- * which the kernel looks at no more. */
-static const struct call calls[] = {
-	MAY(BS, poll), MAY(BS, ppoll), MAY(BS, ppoll_time64), MAY(BS, read),
-	MAY(BS, write), MAY(BS, writev), MAY(BS, recvfrom), MAY(BS, recv),
-	MAY(BS, sendto), MAY(BS, send), MAY(BS, fdatasync), MAY(BS, pwrite64),
-	MAY(BS, pwritev),
-
-	/* time */
-	MAY(BS, clock_gettime), MAY(BS, clock_gettime32),
-	MAY(BS, clock_gettime64), MAY(BS, gettimeofday), MAY(BS, time),
-	MAY(BS, nanosleep), MAY(BS, clock_nanosleep),
-	MAY(BS, clock_nanosleep_time64),
-
-	/* connections: what the listeners bring, and sockets of this machine
-	 * for syslog, the service manager and the helper */
-	MAY(B, accept4), MAY(B, setsockopt), MAY(B, getsockopt),
-	MAY(B, getsockname), MAY(B, getpeername), MAY(B, shutdown),
-	MAY(B, readv), MAY(B, recvmsg), MAY(B, sendmsg), MAY(B, connect),
-	ONLY(B, socket, EQUAL, 0, AF_UNIX),
-	ONLY(B, socketpair, EQUAL, 0, AF_UNIX),
-
-	/* files; the filter cannot see which: that is for their owners */
-	MAY(BS, openat), MAY(BS, open), MAY(BS, close),
-	MAY(BS, fcntl), MAY(BS, fcntl64), MAY(BS, statx), MAY(BS, fstat),
-	MAY(BS, newfstatat), MAY(BS, stat), MAY(BS, lstat), MAY(BS, fstat64),
-	MAY(BS, fstatat64), MAY(BS, stat64), MAY(BS, lstat64), MAY(BS, access),
-	MAY(BS, faccessat), MAY(BS, faccessat2), MAY(B, readlink),
-	MAY(B, readlinkat), MAY(B, getcwd), MAY(BS, getdents64),
-	MAY(BS, getdents), MAY(BS, lseek), MAY(BS, _llseek), MAY(BS, pread64),
-	MAY(BS, preadv), MAY(BS, fsync), MAY(BS, ftruncate),
-	MAY(BS, ftruncate64), MAY(BS, fallocate), MAY(BS, rename),
-	MAY(BS, renameat), MAY(BS, renameat2), MAY(BS, unlink),
-	MAY(BS, unlinkat), MAY(B, mkdir), MAY(B, mkdirat), MAY(B, dup2),
-	MAY(B, dup3), MAY(B, statfs), MAY(B, fstatfs),
-	/* is it a terminal? The second is TCGETS2 */
-	ONLY(BS, ioctl, EQUAL, 1, TCGETS),
-	ONLY(BS, ioctl, EQUAL, 1, 0x802c542a),
-	ONLY(BS, ioctl, EQUAL, 1, TIOCGWINSZ),
-
-	/* memory, of which none becomes code */
-	MAY(BS, brk), MAY(BS, munmap), MAY(BS, mremap), MAY(BS, madvise),
-	ONLY(BS, mmap, CLEAR, 2, PROT_EXEC),
-	ONLY(BS, mmap2, CLEAR, 2, PROT_EXEC),
-	ONLY(BS, mprotect, CLEAR, 2, PROT_EXEC), MAY(BS, futex),
-	MAY(BS, futex_time64), MAY(BS, getrandom),
-
-	/* processes: copies of this one for the journal, and their end */
-	ONLY(B, clone, CLEAR, 0, ~FORK_FLAGS), MAY(B, fork),
-	MAY(BS, set_robust_list), MAY(BS, set_tid_address), MAY(BS, rseq),
-	MAY(B, wait4), MAY(B, waitid), ONLY(B, kill, EQUAL, 1, SIGKILL),
-	MAY(BS, tgkill), ONLY(B, prctl, EQUAL, 0, PR_SET_PDEATHSIG),
-	ONLY(B, prctl, EQUAL, 0, SET_SECCOMP), MAY(BS, exit_group),
-	MAY(BS, exit), MAY(BS, rt_sigreturn), MAY(BS, sigreturn),
-	MAY(BS, rt_sigprocmask), MAY(BS, rt_sigaction),
-	MAY(BS, restart_syscall), MAY(BS, sched_yield),
-
-	/* who and where am I */
-	MAY(BS, getpid), MAY(BS, getppid), MAY(BS, gettid), MAY(B, getsid),
-	MAY(BS, getuid), MAY(BS, geteuid), MAY(BS, getgid), MAY(BS, getegid),
-	MAY(BS, getuid32), MAY(BS, geteuid32), MAY(BS, getgid32),
-	MAY(BS, getegid32),
-	MAY(B, uname), MAY(B, sysinfo), MAY(BS, getrlimit), MAY(BS, ugetrlimit),
-	ONLY(BS, prlimit64, EQUAL, 2, 0),	/* asks only */
-
-	/* What nobody may, with names for the log. */
-	NAME(execve), NAME(execveat), NAME(ptrace), NAME(clone3), NAME(vfork),
-	NAME(bind), NAME(listen), NAME(accept), NAME(pipe), NAME(pipe2),
-	NAME(sendfile), NAME(splice), NAME(chroot), NAME(mount), NAME(umount2),
-	NAME(pivot_root), NAME(setns), NAME(unshare), NAME(setuid),
-	NAME(setgid), NAME(setresuid), NAME(setresgid), NAME(capset),
-	NAME(setsid), NAME(chdir), NAME(umask), NAME(chmod), NAME(fchmod),
-	NAME(fchmodat), NAME(chown), NAME(fchown), NAME(fchownat), NAME(link),
-	NAME(linkat), NAME(symlink), NAME(symlinkat), NAME(mknod),
-	NAME(mknodat), NAME(openat2), NAME(utimensat), NAME(bpf),
-	NAME(perf_event_open), NAME(seccomp), NAME(process_vm_readv),
-	NAME(process_vm_writev), NAME(memfd_create), NAME(userfaultfd),
-	NAME(io_uring_setup), NAME(keyctl), NAME(init_module),
-	NAME(finit_module), NAME(kexec_load), NAME(reboot), NAME(personality),
-	NAME(setrlimit), NAME(epoll_create1), NAME(eventfd2),
-	NAME(timerfd_create), NAME(signalfd4), NAME(inotify_init1), NAME(shmat),
-	NAME(tkill), NAME(mlock), NAME(sigaltstack),
-	NAME(sched_getaffinity), NAME(sched_setaffinity),
-};
+/* Their names, one behind the other: there is nothing to relocate. */
+#define MAY(who, call) #call "\0"
+#define ONLY(who, call, limit) #call "\0"
+#define NAME(call) #call "\0"
+static const char names[] = CALLS;
 
 #define N_CALLS (sizeof calls / sizeof *calls)
 
@@ -172,15 +195,17 @@ add(struct program *p, uint16_t code, uint8_t jump_true, uint8_t jump_false,
 static void
 add_call(struct program *p, const struct call *c)
 {
-	if (c->test == ANY) {
+	const struct limit *l = &limits[c->limit];
+
+	if (c->limit == ANY) {
 		add(p, IF_EQUAL, 0, 1, (uint32_t)c->nr);
 		add(p, RETURN, 0, 0, ALLOW);
 		return;
 	}
 	add(p, IF_EQUAL, 0, 4, (uint32_t)c->nr);
-	add(p, LOAD, 0, 0, DATA_ARGS + 8u * c->arg);
-	add(p, c->test == EQUAL ? IF_EQUAL : IF_SET, c->test == CLEAR,
-	    c->test == EQUAL, c->value);
+	add(p, LOAD, 0, 0, DATA_ARGS + 8u * l->arg);
+	add(p, l->test == EQUAL ? IF_EQUAL : IF_SET, l->test == CLEAR,
+	    l->test == EQUAL, l->value);
 	add(p, RETURN, 0, 0, ALLOW);
 	add(p, LOAD, 0, 0, DATA_NR);
 }
@@ -244,9 +269,13 @@ on_sigsys(int signo, siginfo_t *si, void *context)
 static const char *
 name_of(int nr)
 {
-	for (size_t i = 0; i < N_CALLS; i++)
+	const char *name = names;
+
+	for (size_t i = 0; i < N_CALLS; i++) {
 		if (calls[i].nr == nr)
-			return calls[i].name;
+			return name;
+		name += strlen(name) + 1;
+	}
 	return NULL;
 }
 
