@@ -66,15 +66,18 @@ enum kind {
 
 struct option {
 	const char *name;
-	enum kind kind;
+	enum kind kind : 8;
 	bool listener;          /* the field is one of the current listener */
 	bool security;          /* the field is in a struct config_security */
 	bool at_start;          /* a reload does not change it: BOOL, STRING,
 	                         * and one row only for a field */
-	size_t offset;
-	long long min, max;
-	bool (*set)(struct parser *p, char *value);
-	const char *why;
+	uint16_t offset;
+	short min;              /* INT, SIZE */
+	union {
+		long max;       /* INT, SIZE; of a STRING its length */
+		bool (*set)(struct parser *p, char *value);     /* SPECIAL */
+		const char *why;        /* IGNORED, REFUSED */
+	};
 };
 
 /* ---- faults ---- */
@@ -123,16 +126,15 @@ get_bool(const struct parser *p, char *value, bool *out)
 }
 
 static bool
-get_number(const struct parser *p, char *value, long long min, long long max,
-    long long *out)
+get_number(const struct parser *p, char *value, long min, long max, long *out)
 {
 	char *end, want[80];
 
 	errno = 0;
-	*out = strtoll(first_word(value), &end, 10);
+	*out = strtol(first_word(value), &end, 10);
 	if (end != value && !*end && !errno && *out >= min && *out <= max)
 		return true;
-	snprintf(want, sizeof want, "it must be a number from %lld to %lld",
+	snprintf(want, sizeof want, "it must be a number from %ld to %ld",
 	    min, max);
 	return bad_value(p, value, want);
 }
@@ -448,7 +450,7 @@ set_listener(struct parser *p, char *value)
 {
 	struct config_listener l = new_listener(), *added;
 	char *rest = value + strcspn(value, " \t");
-	long long port;
+	long port;
 	bool ok;
 
 	if (*rest)
@@ -490,7 +492,7 @@ old_way(struct parser *p)
 static bool
 set_port(struct parser *p, char *value)
 {
-	long long n;
+	long n;
 
 	if (!get_number(p, value, 1, 65535, &n))
 		return false;
@@ -572,7 +574,7 @@ set_mount_point(struct parser *p, char *value)
 static bool
 set_retain_expiry(struct parser *p, char *value)
 {
-	long long minutes;
+	long minutes;
 
 	return get_number(p, value, 0, 65535, &minutes);
 }
@@ -871,7 +873,7 @@ set_option(struct parser *p, const struct option *o, char *value)
 {
 	char *field = (char *)(o->security ? (void *)security_of(p) :
 	    o->listener ? (void *)p->cur : (void *)p->c) + o->offset;
-	long long n;
+	long n;
 
 	switch (o->kind) {
 	case BOOL:
