@@ -269,13 +269,13 @@ tls_pool_init(struct tls_pool *p, unsigned lanes_max, int keylog)
 	p->aes = ni ? ni : sizeof(void *) == 8 ? &br_aes_ct64_ctr_vtable :
 	    &br_aes_ct_ctr_vtable;
 	p->ghash = pclmul ? pclmul : sizeof(void *) == 8 ? &br_ghash_ctmul64 :
-	    &br_ghash_ctmul32;
+	    &br_ghash_ctmul;
 	p->chacha = br_chacha20_sse2_get();
 	if (!p->chacha)
 		p->chacha = &br_chacha20_ct_run;
 	p->poly = br_poly1305_ctmulq_get();
 	if (!p->poly)
-		p->poly = &br_poly1305_ctmul32_run;
+		p->poly = &br_poly1305_ctmul_run;
 }
 
 void
