@@ -12,6 +12,7 @@ struct rule {
 	unsigned access;
 	uint32_t fixed;         /* bytes that its topics begin with */
 	uint32_t len;
+	bool has_user;          /* %u */
 	char filter[];
 };
 
@@ -181,7 +182,7 @@ enum verdict { NO_RULE, GRANTED, DENIED };
 static bool
 applies(const struct rule *r, const struct acl_client *c)
 {
-	return !c || c->user.p || !memmem(r->filter, r->len, "%u", 2);
+	return !c || c->user.p || !r->has_user;
 }
 
 /* Most rules are sorted out by how they begin. */
@@ -355,6 +356,7 @@ add_rule(struct rules *rs, unsigned access, const char *filter, size_t len)
 	r->fixed = (uint32_t)(fixed > 0 && filter[fixed] == '#' ? fixed - 1 :
 	    fixed);
 	r->len = (uint32_t)len;
+	r->has_user = strstr(filter, "%u") != NULL;
 	memcpy(r->filter, filter, len);
 	r->next = *at;
 	*at = r;

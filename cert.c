@@ -838,7 +838,7 @@ has_text(const char *path, const char *what)
 	const char *why;
 	size_t len;
 	char *text = read_file(path, &len, &why);
-	bool found = text && memmem(text, len, what, strlen(what));
+	bool found = text && strstr(text, what);
 
 	wipe_free(text, text ? len : 0);
 	return found;

@@ -1,9 +1,10 @@
 #include "mem.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <unistd.h>
+#include <sys/sysinfo.h>
 
 /* What libc's allocator adds to a block, so that the ledger follows the
  * resident memory; 16 is right for glibc and near enough for musl. */
@@ -11,10 +12,6 @@
 
 /* Less than this is not worth a mem_trim. */
 #define TRIM_MIN (1u << 20)
-
-/* glibc keeps free memory that lies between blocks in use until it is told to
- * give it back. Other C libraries have no such call and need none. */
-extern int malloc_trim(size_t pad) __attribute__((weak));
 
 static struct {
 	size_t used;
@@ -143,20 +140,23 @@ mem_can_trim(void)
 void
 mem_trim(void)
 {
-	if (malloc_trim)
-		malloc_trim(0);
+#ifdef __GLIBC__
+	/* It keeps free memory that lies between blocks in use until it is told
+	 * to give it back; other C libraries have no such call and need none. */
+	malloc_trim(0);
+#endif
 	ledger.trim_peak = ledger.used;
 }
 
 size_t
 mem_default_limit(void)
 {
-	long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+	struct sysinfo si;
 	uint64_t n;
 
-	if (pages <= 0 || size <= 0)
+	if (sysinfo(&si) < 0)
 		return 0;
-	n = (uint64_t)pages * (uint64_t)size / 4;
+	n = (uint64_t)si.totalram * si.mem_unit / 4;
 	return n < SIZE_MAX / 4 ? (size_t)n : SIZE_MAX / 4;
 }
 

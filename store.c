@@ -75,6 +75,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -1067,9 +1068,10 @@ struct helper {
 static void
 close_others(int keep)
 {
-	long n = sysconf(_SC_OPEN_MAX);
+	struct rlimit r = { .rlim_cur = DESCRIPTORS_MAX };
 
-	for (int fd = 3; fd < n && fd < DESCRIPTORS_MAX; fd++)
+	getrlimit(RLIMIT_NOFILE, &r);
+	for (int fd = 3; (rlim_t)fd < r.rlim_cur && fd < DESCRIPTORS_MAX; fd++)
 		if (fd != keep)
 			close(fd);
 }
