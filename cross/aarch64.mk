@@ -4,7 +4,7 @@ CPU = -march=armv8-a
 SMALL =
 PIE = -fPIE
 PIE_LINK = -Wl,-pie,--no-dynamic-linker,-z,text
-SIZE_MAX = 450000
+SIZE_MAX = 400000
 RUN = qemu-aarch64 -cpu cortex-a53
 DEB = arm64
 LINK = -Wl,-z,max-page-size=0x10000

@@ -32,15 +32,18 @@ BEARSSL_CFLAGS = -Os $(COMMON) -I$(BEARSSL)/inc -I$(BEARSSL)/src
 LDFLAGS = -static -nostdlib -nostartfiles $(LINK) $(PIE_LINK) \
 	-Wl,-z,norelro,-z,noexecstack,--gc-sections,--build-id=none
 
-# What is busy when many messages pass, or in a handshake, is compiled for speed;
-# all else with SMALL.
-FAST = $(patsubst %,$(O)/%.o,conn hash mem mqtt msg route send session timer \
-	topic watch)
-BEARSSL_SMALL = $(O)/bearssl/x509/% $(O)/bearssl/ssl/% $(O)/bearssl/codec/pem%
-MUSL_FAST = obj/src/malloc/%.o obj/src/string/%.o
+# SMALL is for all but the inner loops of cryptography, and what is smaller
+# without: sandbox has atomic operations, for which Thumb calls libgcc. A call
+# from one to the other takes a detour on an ARM1176, see ld's --fix-arm1176.
+FAST = $(O)/hash.o $(O)/sandbox.o
+BEARSSL_FAST = $(addprefix $(O)/bearssl/,hash/ghash_ctmul.o hash/sha2% \
+	int/i31_add.o int/i31_mont% int/i31_muladd.o int/i31_sub.o \
+	ec/ec_c25519% ec/ec_p256% symcipher/aes_ct% symcipher/chacha20_ct.o \
+	symcipher/poly1305_ctmul.o)
+MUSL_FAST = $(patsubst %,obj/src/string/%.o,memchr memcmp memmove memset)
 
 SRC := $(sort $(wildcard *.c))
-OBJ = $(SRC:%.c=$(O)/%.o)
+OBJ = $(SRC:%.c=$(O)/%.o) $(O)/cross/single.o
 BEARSSL_SRC := $(sort $(wildcard $(BEARSSL)/src/*.c $(BEARSSL)/src/*/*.c))
 BEARSSL_OBJ = $(BEARSSL_SRC:$(BEARSSL)/src/%.c=$(O)/bearssl/%.o)
 
@@ -75,10 +78,11 @@ $(O)/libbearssl.a: $(BEARSSL_OBJ)
 
 $(O)/bearssl/%.o: $(BEARSSL)/src/%.c $(SYS)/lib/libc.a
 	@mkdir -p $(@D)
-	@$(CC) $(BEARSSL_CFLAGS) $(if $(filter $(BEARSSL_SMALL),$@),$(SMALL)) -c -o $@ $<
+	@$(CC) $(BEARSSL_CFLAGS) $(if $(filter $(BEARSSL_FAST),$@),,$(SMALL)) -c -o $@ $<
 
 # musl's makefile takes its tools from CROSS_COMPILE; its specs file and its
-# wrapper are not needed, as the link line above names every file.
+# wrapper are not needed, as the link line above names every file. Nothing here
+# prints floating point, so printf() does without that.
 $(SYS)/lib/libc.a:
 	@mkdir -p $(O)/musl
 	@echo "musl for $(TARGET)"
@@ -88,6 +92,10 @@ $(SYS)/lib/libc.a:
 		--enable-optimize=size --enable-wrapper=no >configure.log
 	@echo 'CFLAGS_ALL += $(SMALL)' >>$(O)/musl/config.mak
 	@echo '$(MUSL_FAST): CFLAGS_ALL += $(CPU)' >>$(O)/musl/config.mak
+	@sed 's/l = fmt_fp(.*/goto inval;/' $(MUSL)/src/stdio/vfprintf.c \
+		>$(O)/musl/vfprintf.c
+	@printf 'obj/src/stdio/vfprintf.o: vfprintf.c\n\t$$(CC_CMD)\n' \
+		>>$(O)/musl/config.mak
 	@$(MAKE) -s -C $(O)/musl install-libs install-headers \
 		>$(O)/musl/make.log 2>&1 || { tail $(O)/musl/make.log; exit 1; }
 	@touch $@

@@ -4,7 +4,7 @@ CPU = -march=x86-64
 SMALL =
 PIE = -fPIE
 PIE_LINK = -Wl,-pie,--no-dynamic-linker,-z,text
-SIZE_MAX = 450000
+SIZE_MAX = 400000
 RUN =
 DEB = amd64
 LINK = -Wl,-z,max-page-size=0x1000
