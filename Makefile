@@ -82,6 +82,7 @@ test: tools-test $(B)/midge $(B)/midge-alloc $(B)/storetool \
 	/usr/bin/python3 test/coverage_ids.py
 	@if command -v clang >/dev/null; then $(MAKE) fuzz-brief; \
 	else echo "No clang: the fuzzers were not run."; fi
+	$(if $(HARD),@$(MAKE) -s test-arm-brief)
 
 # Nobody gets an ssh server from trying the tests: those that need one, or the
 # other tools in the last line, are skipped where they are not there.

@@ -936,7 +936,10 @@ def test_passwd_on_a_terminal(tmp_path):
     except OSError:
         pytest.skip("no terminals can be made here")
     if pid == 0:
-        os.execv(command()[0], [*command(), "passwd", "-c", str(path), "alice"])
+        try:
+            os.execvp(command()[0], [*command(), "passwd", "-c", str(path), "alice"])
+        finally:
+            os._exit(127)
     shown = b""
     for prompt in (b"Password: ", b"Reenter password: "):
         while not shown.endswith(prompt):
@@ -982,6 +985,8 @@ def test_passwd_leaves_a_corrupt_file_alone(tmp_path):
 
 
 def test_passwd_by_its_other_name(tmp_path):
+    if len(command()) > 1:
+        pytest.skip("an emulator is called by its own name")
     name = tmp_path / "mosquitto_passwd"
     name.symlink_to(command()[0])
     passwd("-c", "-b", tmp_path / "users", "alice", "1", name=str(name))

@@ -108,22 +108,25 @@ def test_mass_reconnect_with_tls(new_broker, connect, living, pki):
     living(broker, 10, context=trusting(pki.ca))
     context = trusting(pki.ca)
     waiting = {}
-    sockets = [context.wrap_socket(dial_raw(broker), server_hostname="localhost", do_handshake_on_connect=False)
-               for _ in range(500)]
+    sockets = [dial_raw(broker) for _ in range(500)]
     poll = select.poll()
-    for s in sockets:
-        waiting[s.fileno()] = s
+    for i, s in enumerate(sockets):
+        waiting[s.fileno()] = i
         poll.register(s, select.POLLOUT)
     try:
         while waiting:
             for fd, _ in poll.poll(20_000):
+                i = waiting[fd]
+                if not isinstance(sockets[i], ssl.SSLSocket):       # now it is connected
+                    sockets[i] = context.wrap_socket(sockets[i], server_hostname="localhost",
+                                                     do_handshake_on_connect=False)
                 try:
-                    waiting[fd].do_handshake()
+                    sockets[i].do_handshake()
                 except ssl.SSLWantReadError:
                     poll.modify(fd, select.POLLIN)
                     continue
-                waiting[fd].setblocking(True)
-                waiting[fd].sendall(connect_packet(V311, f"tls{fd}", keepalive=0))
+                sockets[i].setblocking(True)
+                sockets[i].sendall(connect_packet(V311, f"tls{fd}", keepalive=0))
                 poll.unregister(fd)
                 del waiting[fd]
         for s in sockets:

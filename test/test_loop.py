@@ -73,7 +73,7 @@ def until_quiet(broker, n, crowd):
             except FileNotFoundError:
                 pass
         return sum(bool(x & 0o20000) for x in flags) >= n - 1
-    wait_for(armed, "quiet connections", timeout=10)
+    wait_for(armed, "quiet connections", timeout=30)
 
 
 def test_quiet_connections_are_heard(new_broker, crowd):

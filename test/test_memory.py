@@ -7,7 +7,8 @@ import select
 
 import pytest
 
-from wire import CONNACK, PUBACK, V311, V5, Will, connect as connect_packet, decode, publish, wait_for
+from wire import (CONNACK, PUBACK, V311, V5, Will, command, connect as connect_packet, decode, publish,
+                  wait_for)
 
 LIMIT = 32_000_000
 EXTRA = 6_000_000
@@ -15,8 +16,8 @@ SMALL = ("sys_interval 1", "connection_messages false", f"memory_limit {LIMIT}")
 
 
 def resident(broker):
-    """Bytes; None under AddressSanitizer, where they mean nothing."""
-    if "asan" in os.environ.get("MIDGE", ""):
+    """Bytes; None under AddressSanitizer and in an emulator, where they mean nothing."""
+    if "asan" in os.environ.get("MIDGE", "") or len(command()) > 1:
         return None
     with open(f"/proc/{broker.pid}/smaps_rollup") as f:
         return next(int(line.split()[1]) for line in f if line.startswith("Rss:")) * 1024
@@ -99,6 +100,8 @@ class Flood:
 
 def test_default_limit(new_broker):
     """A quarter of the machine's memory, told at the start."""
+    if len(command()) > 1:
+        pytest.skip("an emulator of 32 bits tells what is left of that number")
     broker = new_broker()
     limit = int(broker.wait_log(r"Limit: (\d+) bytes of memory for all clients \(memory_limit\)\.").group(1))
     assert limit == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 4
