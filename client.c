@@ -693,7 +693,7 @@ accept_connect(struct broker *b, struct client *c,
 		    (uint32_t)strlen(assigned) };
 		ack.assigned_id = assigned;
 	}
-	if (persist_failed(b) && !session_find(&b->sessions, id) &&
+	if (persist_failed(b) &&
 	    session_expiry(b, k->version, k->clean, k->props.session_expiry)) {
 		free_will(w);
 		refuse(b, c, MQTT_UNAVAILABLE, "the disk does not take the "

@@ -556,6 +556,8 @@ def test_receive_maximum_of_the_server(new_broker, connect, topic):
     taken(client.publish(topic, "0", qos=0) or client.pubrel(4))
     start(7)
     taken(client.expect(PUBREC, pid=7))
+    client.publish(topic, "7", qos=2, pid=7, dup=True, flow=False)  # the same one again
+    taken(client.expect(PUBREC, pid=7))
     start(8)
     client.expect_disconnect(RECEIVE_MAXIMUM_EXCEEDED)
 

@@ -678,6 +678,20 @@ def test_reload_during_a_check(guarded, dial):
     gone.expect_closed()
 
 
+def test_reload_that_lets_everybody_in(guarded, dial):
+    """Whoever waits for a check that is not asked for any more is in at once."""
+    broker = guarded(users=endless("slow"))
+    slow = dial(broker)
+    slow.send(connect_packet(V311, "slow", username="slow", password="s"))
+    broker.wait_log("New connection from .*")
+    with open(broker.path("midge.conf")) as f:
+        conf = f.read()
+    write(broker, "midge.conf", re.sub("(?m)^password_file.*$", "allow_anonymous true", conf))
+    reload(broker)
+    slow.expect(CONNACK, reason=0)
+    slow.ping()
+
+
 def test_reload_of_rules(guarded, connect):
     """The new rules go for those who are there at once, for what waits too, and for offline sessions."""
     broker = guarded(rules="user alice\ntopic #\nuser bob\ntopic read a\n")

@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from wire import PUBACK, PUBREC, PUBREL, SUBACK, V311, V5, connect as connect_packet, pingreq, publish, subscribe, wait_for
+from tls import ANYBODY, listener, trusting
+from wire import (PUBACK, PUBLISH, PUBREC, PUBREL, SUBACK, V311, V5, Will, connect as connect_packet, pingreq, publish,
+                  subscribe, wait_for)
 from test_loop import cpu_ticks, crowd, until_quiet  # noqa: F401
 
 
@@ -28,6 +30,59 @@ def test_scan_waits_for_acknowledgements(new_broker, connect):
         sub.ack(PUBACK, p.pid)
     topics = {p.topic for p in first} | {sub.expect_publish().topic for _ in range(80)}
     assert topics == {f"r/{i}" for i in range(100)}
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_end_amid_a_large_packet(new_broker, connect, dial, pki, secure):
+    """Half of a packet and the end: nothing of it is published, the will is."""
+    broker = new_broker(config="sys_interval 0\nlistener {port} 127.0.0.1\n" + ANYBODY +
+                        (listener(pki.server(), port="port2") if secure else ""))
+    watch = connect(broker=broker)
+    watch.subscribe("#")
+    address = ("127.0.0.1", broker.ports["port2" if secure else "port"])
+    for reset in False, True:
+        lost = dial(address=address, context=trusting(pki.ca) if secure else None)
+        lost.connect("lost", will=Will("gone", "x"))
+        whole = publish(V311, "large", bytes(1_000_000))
+        lost.send(whole[:300_000])
+        lost.close(reset=reset)
+        watch.expect_publish("gone", "x")
+    watch.nothing()
+
+
+def test_more_filters_than_one_packet_may_have(new_broker, connect):
+    """Ten thousand are granted, those behind are refused, each with its code; the connection stays."""
+    broker = new_broker("sys_interval 0")
+    for version, refused in ((V311, 0x80), (V5, 0x97)):
+        client = connect(broker=broker, version=version, timeout=20)
+        reasons = client.subscribe(*(f"f/{i}" for i in range(10_005)), check=False).reasons
+        assert reasons == [0] * 10_000 + [refused] * 5
+        client.publish("f/9999", "x")
+        client.expect_publish("f/9999", "x")
+        client.publish("f/10000", "x")
+        client.nothing()
+
+
+def test_shared_subscription_with_one_who_does_not_read(new_broker, connect):
+    """What a member that stands still cannot take goes to the others, and nothing is lost."""
+    broker = new_broker("sys_interval 0")
+    stuck, well = (connect(broker=broker, receive_buffer=4096, timeout=20) for _ in range(2))
+    for member in stuck, well:
+        member.subscribe("$share/team/jobs")
+    pub = connect(broker=broker, timeout=20)
+    n, payload = 3000, bytes(5000)
+    for i in range(n):
+        pub.publish("jobs", payload)
+        if i % 50 == 49:
+            pub.ping()
+            well.ping()     # what has come meanwhile is in the inbox
+
+    def count(member):
+        member.ping()
+        return sum(p.type == PUBLISH for p in member.inbox)
+
+    assert count(well) > 0.6 * n
+    wait_for(lambda: count(well) + count(stuck) == n, "message that is missing")
 
 
 def test_bell_while_input_is_left_over(new_broker, connect, crowd):

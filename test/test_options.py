@@ -214,6 +214,31 @@ def test_mount_point_and_long_topics(mounted, connect):
     inside.expect_publish("x" * 65528, "x")
 
 
+def test_mount_point_and_long_wills(mounted, dial):
+    """A will whose topic gets too long is refused with its CONNECT; before 5.0 a filter is with its SUBACK."""
+    for version, reason in ((V311, 3), (V5, 0x97)):
+        client = dial(address=second(mounted), version=version)
+        assert client.connect("lost", will=Will("x" * 65535, "x"), reason=None).reason == reason
+        client.expect_closed()
+    inside = dial(address=second(mounted))
+    inside.connect("old")
+    assert inside.subscribe("x" * 65535, check=False).reasons == [0x80]
+    inside.ping()
+
+
+def test_max_keepalive_before_5(new_broker, dial):
+    """A client that cannot be told another keep alive is refused, with a line that says why."""
+    broker = new_broker("max_keepalive 60")
+    for keepalive in (1, 60):
+        dial(broker).connect(f"k{keepalive}", keepalive=keepalive)
+    for keepalive in (0, 61):
+        after = broker.mark()
+        client = dial(broker)
+        client.connect(f"k{keepalive}", keepalive=keepalive, reason=2)
+        client.expect_closed()
+        broker.wait_log("keep alive above max_keepalive", after=after)
+
+
 def test_accept_protocol_versions(new_broker, dial):
     broker = new_broker("accept_protocol_versions 3,5")
     for version in (V31, V5):

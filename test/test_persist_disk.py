@@ -282,8 +282,11 @@ def test_trouble(slow, connect, dial, join, calls, error):
     broker, d = slow
     old = join(broker, "old", V311)
     b, told = join(broker, "b"), join(broker, "told")
-    c, e = connect(broker=broker), connect(broker=broker)
+    c, e = connect(broker=broker), connect(broker=broker, version=V5)
     c.subscribe(("clean", 2))
+    e.subscribe(("$share/passing/job", 1))
+    join(broker, "member").subscribe(("$share/lasting/work", 1))
+    join(broker, "known").disconnect()
     b.publish("a/0", "before", qos=1)
     after = broker.mark()
     for call in calls:
@@ -300,10 +303,14 @@ def test_trouble(slow, connect, dial, join, calls, error):
         assert p.reason == QUOTA
     told.publish("r", "refused", qos=1, pid=103, retain=True, flow=False)
     assert told.expect(PUBACK, pid=103).reason == QUOTA
+    told.publish("work", "refused", qos=1, pid=104, flow=False)
+    assert told.expect(PUBACK, pid=104).reason == QUOTA
     assert told.subscribe(("t", 1), check=False).reasons == [QUOTA]
-    fresh = dial(broker, version=V5)
-    assert fresh.connect("new", False, reason=None, properties=FOREVER).reason == UNAVAILABLE
-    # 3.1.1 has no words: it tries again.
+    for name in "new", "known":
+        fresh = dial(broker, version=V5)
+        assert fresh.connect(name, False, reason=None, properties=FOREVER).reason == UNAVAILABLE
+    # 3.1.1 has few words: it tries again.
+    assert old.subscribe(("t", 1), check=False).reasons == [0x80]
     old.send(wire.publish(V311, "a/1", "closed", 1, pid=1))
     old.expect_closed()
     fresh = dial(broker, version=V311)
@@ -312,6 +319,8 @@ def test_trouble(slow, connect, dial, join, calls, error):
     for qos in 0, 1, 2:
         e.publish("clean", "x", qos=qos)
         c.expect_publish("clean", "x", qos=qos)
+    assert c.publish("job", "x", qos=1)
+    e.expect_publish("job", "x", qos=1)
     assert len(errors(broker, after)) == 1, errors(broker, after)
     assert os.strerror(error) in errors(broker, after)[0]
     # By itself.
@@ -322,6 +331,7 @@ def test_trouble(slow, connect, dial, join, calls, error):
     assert b.publish("a/2", "after", qos=1).reason == 0
     assert not errors(broker, after)
     kill(broker)
+    join(broker, "known", present=True)
     a = join(broker, "a", present=True)
     found = eventually(a, [("a/2", "after")])
     assert found == [("a/0", "before"), ("a/1", "first"), ("a/2", "after")]
