@@ -40,9 +40,10 @@ $(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h \
 	$(CC) $(ALL_CFLAGS) -I. -Itest $(ALL_LDFLAGS) -o $@ $< \
 		$(filter-out $(AWAY_$*:%=$(B)/%.o),$(MODULES)) $(LIBS)
 
-# store with the calls that touch the disk in the hands of the tests.
+# store with the calls that touch the disk in the hands of the tests, and the
+# allocations of what reads it.
 DISK = pwrite pwritev fdatasync fsync ftruncate fallocate rename unlink open \
-	fork
+	fork realloc
 
 $(B)/storetool: test/storetool.c test/faults.c test/faults.h test/numbers.h \
 		$(MODULES)

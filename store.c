@@ -506,7 +506,7 @@ struct playing {
 	store_record_fn *fn;    /* NULL: records are only counted */
 	void *arg;
 	struct store_report *report;
-	bool nomem;             /* the reader's or fn's */
+	bool nomem;             /* fn had none */
 	bool ended;             /* a snapshot's last frame was seen */
 	uint64_t n;             /* records of this file */
 };
@@ -560,8 +560,6 @@ play(struct reader *r, uint64_t limit, struct playing *pl, enum found *how)
 		}
 		off += f.size;
 	} while (!pl->ended);
-	if (r->nomem)
-		pl->nomem = true;
 	return off;
 }
 
@@ -658,7 +656,8 @@ header_read(struct reader *r, enum kind *kind)
 	return HEADER_OK;
 }
 
-static void
+/* 0, or the errno of a file that cannot be read now, which is not damage. */
+static int
 entry_read(const struct listing *l, struct entry *e)
 {
 	char path[PATH];
@@ -666,11 +665,9 @@ entry_read(const struct listing *l, struct entry *e)
 	struct reader r;
 	struct frame f;
 
-	e->header = HEADER_DAMAGED;
 	if (!reader_open(&r, path_of(path, l->dir, l->name, e->kind, e->no))) {
-		if (errno == EINVAL || errno == ELOOP)
-			e->header = HEADER_FOREIGN;
-		return;
+		e->header = HEADER_FOREIGN;
+		return errno == EINVAL || errno == ELOOP ? 0 : errno;
 	}
 	e->size = r.size;
 	e->header = header_read(&r, &kind);
@@ -684,6 +681,7 @@ entry_read(const struct listing *l, struct entry *e)
 		e->prev_end = get64(f.body + 4);
 	}
 	reader_close(&r);
+	return r.nomem ? ENOMEM : 0;
 }
 
 static bool
@@ -718,8 +716,8 @@ list(struct listing *l)
 			break;
 	err = errno;
 	closedir(d);
-	for (unsigned i = 0; i < l->n; i++)
-		entry_read(l, &l->e[i]);
+	for (unsigned i = 0; i < l->n && !err; i++)
+		err = entry_read(l, &l->e[i]);
 	errno = err;
 	return err ? -1 : 0;
 }
@@ -773,6 +771,7 @@ struct recovery {
 	uint32_t prev_no;       /* what the next segment continues, */
 	uint64_t prev_end;      /* and where */
 	struct entry *damaged;  /* the file that is; NULL: none */
+	int err;                /* a file cannot be read now */
 	bool broken;            /* it is the snapshot: without a new one nothing
 	                         * that follows could be read */
 	uint64_t snapshot_size, journal_size;
@@ -823,7 +822,7 @@ play_entry(struct recovery *rc, struct entry *e, uint64_t limit)
 	rc->prev_end = 0;
 	if (!reader_open(&r, path_of(path, rc->l.dir, rc->l.name, e->kind,
 	    e->no))) {
-		note_damage(rc, e->kind, e->no, strerror(errno), 0, 0);
+		rc->err = errno;
 		return false;
 	}
 	rc->pl.report->files++;
@@ -834,7 +833,9 @@ play_entry(struct recovery *rc, struct entry *e, uint64_t limit)
 	} else {
 		r.why = "its header is damaged";
 	}
-	if (!good && !rc->pl.nomem)
+	if (r.nomem || rc->pl.nomem)
+		rc->err = ENOMEM;
+	else if (!good)
 		note_damage(rc, e->kind, e->no, r.why, off,
 		    limit < r.size ? limit : used_end(&r, off));
 	reader_close(&r);
@@ -852,13 +853,17 @@ snapshot_whole(struct recovery *rc, const struct entry *e)
 	enum kind kind;
 	enum found how;
 
-	if (e->header != HEADER_OK || !reader_open(&r,
-	    path_of(path, rc->l.dir, rc->l.name, e->kind, e->no)))
+	if (e->header != HEADER_OK)
 		return false;
+	if (!reader_open(&r, path_of(path, rc->l.dir, rc->l.name, e->kind,
+	    e->no))) {
+		rc->err = errno;
+		return false;
+	}
 	if (header_read(&r, &kind) == HEADER_OK)
 		play(&r, r.size, &look, &how);
-	if (look.nomem)
-		rc->pl.nomem = true;
+	if (r.nomem)
+		rc->err = ENOMEM;
 	reader_close(&r);
 	return look.ended;
 }
@@ -934,7 +939,7 @@ play_all(struct recovery *rc)
 {
 	struct entry *s, *last = newest(&rc->l, SNAPSHOT, UINT32_MAX);
 
-	for (s = last; s && !rc->pl.nomem; s = newest(&rc->l, SNAPSHOT, s->no))
+	for (s = last; s && !rc->err; s = newest(&rc->l, SNAPSHOT, s->no))
 		if (snapshot_whole(rc, s))
 			break;
 	if (!s && last && !next_linked(&rc->l, 0)) {
@@ -945,9 +950,10 @@ play_all(struct recovery *rc)
 		rc->base = s->no;
 		rc->snapshot_size = s->size;
 	}
-	if (!rc->pl.nomem && (!s || play_entry(rc, s, TO_THE_END)))
+	if (!rc->err && (!s || play_entry(rc, s, TO_THE_END)))
 		play_journals(rc, rc->base);
-	look_at_unused(rc);
+	if (!rc->err)
+		look_at_unused(rc);
 }
 
 /* The name for something that a human may want to see: the first that is
@@ -2279,18 +2285,22 @@ recover(struct store *st, struct recovery *rc)
 {
 	unsigned kept;
 
-	if (list(&rc->l) < 0) {
-		log_error("Error: Unable to read %s: %s. Check its "
-		    "permissions.", st->c.dir, strerror(errno));
+	if (list(&rc->l) < 0)
+		rc->err = errno;
+	else if (!all_ours(&rc->l))
 		return false;
-	}
-	if (!all_ours(&rc->l))
-		return false;
-	play_all(rc);
-	if (rc->pl.nomem) {
+	else
+		play_all(rc);
+	if (rc->err == ENOMEM) {
 		log_error("Error: Not enough memory for what the journal "
 		    "%s/%s holds. Raise memory_limit, or move its files away "
 		    "to begin without them.", st->c.dir, st->c.name);
+		return false;
+	}
+	if (rc->err) {
+		log_error("Error: Unable to read the journal %s/%s: %s. Check "
+		    "the permissions of the folder and of its files.",
+		    st->c.dir, st->c.name, strerror(rc->err));
 		return false;
 	}
 	if (rc->damaged && rc->damaged->used)
@@ -2530,9 +2540,9 @@ store_walk(const char *path, const char *name, store_record_fn *fn,
 	if (good)
 		play_all(&rc);
 	else
-		report->damage = strerror(errno);
-	if (rc.pl.nomem)
-		report->damage = "there is not enough memory";
+		rc.err = errno;
+	if (rc.err)
+		report->damage = strerror(rc.err);
 	free(rc.l.e);
 	return good;
 }

@@ -277,6 +277,15 @@ __wrap_open(const char *path, int flags, ...)
 	return fd;
 }
 
+void *__real_realloc(void *p, size_t n);
+void *__wrap_realloc(void *p, size_t n);
+
+void *
+__wrap_realloc(void *p, size_t n)
+{
+	return fails("realloc") ? NULL : __real_realloc(p, n);
+}
+
 pid_t
 __wrap_fork(void)
 {

@@ -820,6 +820,27 @@ def test_damaged_journal_at_the_start(lasting, join):
     assert eventually(a, wanted) == wanted
 
 
+def test_journal_that_may_not_be_read(lasting, join):
+    """Of another user, say: the start is refused, and with the rights in order nothing is missing."""
+    broker = lasting()
+    join(broker, "a").subscribe(("t", 1))
+    for i in range(3):          # each start has a file of its own
+        join(broker, "b").publish("t", f"m{i}", qos=1)
+        kill(broker)
+    broker.stop()
+    folder = journal_of(broker)
+    files = sorted(name for name in os.listdir(folder) if re.match("midge.(journal|snapshot)-", name))
+    assert len(files) > 2
+    for name in files:
+        os.chmod(os.path.join(folder, name), 0)
+        code, _, log = broker.run()
+        assert code == 1 and re.search("Error: Unable to read the journal .*: Permission denied. Check the perm", log), log
+        os.chmod(os.path.join(folder, name), 0o600)
+    broker.start()
+    wanted = [("t", f"m{i}") for i in range(3)]
+    assert eventually(join(broker, "a", present=True), wanted) == wanted
+
+
 def test_one_journal_one_broker(lasting, new_broker):
     broker = lasting()
     other = new_broker(start=False, config=CONFIG.replace("{dir}", broker.dir))

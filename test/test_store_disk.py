@@ -6,6 +6,7 @@ same: is every acknowledged number there, in order, and no group of them in part
 
 import errno
 import os
+import shutil
 import random
 import struct
 import subprocess
@@ -260,6 +261,29 @@ def test_each_call_fails_in_turn(place, call, error, times):
         assert done.returncode == 0, what
         assert acked >= 60 and "trouble 0" in done.stdout and "closed 1" in done.stdout, what
         assert_recovered(check([path])[0], acked, what=what)
+
+
+@pytest.mark.parametrize("call,error", [("open", errno.EMFILE), ("open", errno.EACCES), ("realloc", errno.ENOMEM)],
+                         ids=lambda v: errno.errorcode.get(v, v))
+def test_reading_fails_in_turn(place, call, error):
+    """What cannot be read just now is not damage: the start is refused, or nothing is missing."""
+    path = os.path.join(place, "journal")
+    for seed in 1, 2, 3, 4:     # several segments, that continue each other
+        acked, done = run(path, 60, seed=seed)
+    refused = 0
+    for k in range(1, 40):
+        copy = os.path.join(place, f"{call}{k}")
+        shutil.copytree(path, copy)
+        now, done = run(copy, 5, FAULTS_FAIL=f"{call}:{k}:1:{error}")
+        what = f"{call} {k}: {done.stdout} {done.stderr}"
+        assert done.returncode in (0, 2), what
+        refused += done.returncode == 2
+        if done.returncode == 2:
+            assert "Error: " in done.stderr, what
+        assert "damaged" not in done.stderr, what
+        assert_recovered(check([copy])[0], acked, what=what)
+        shutil.rmtree(copy)
+    assert refused > 2
 
 
 @pytest.mark.parametrize("call,error", [("pwritev", errno.ENOSPC), ("fdatasync", errno.EIO)],
