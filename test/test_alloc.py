@@ -13,6 +13,7 @@ the scene may be refused or cut off; but the broker goes on, at once, and afterw
 The suite plays a part of them; make faults, which sets ALLOC_ALL, all.
 """
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -365,11 +366,11 @@ SCENES = {
 }
 
 
-@pytest.fixture(scope="module")
-def stage(pki, tmp_path_factory):
+@contextlib.contextmanager
+def staged(pki, directory):
     before = os.environ.get("MIDGE")
     os.environ["MIDGE"] = PROGRAM
-    made = Stage(pki, str(tmp_path_factory.mktemp("alloc")))
+    made = Stage(pki, str(directory))
     try:
         made.start()
         yield made
@@ -379,6 +380,19 @@ def stage(pki, tmp_path_factory):
         del os.environ["MIDGE"]
         if before is not None:
             os.environ["MIDGE"] = before
+
+
+@pytest.fixture(scope="module")
+def stage(pki, tmp_path_factory):
+    with staged(pki, tmp_path_factory.mktemp("alloc")) as made:
+        yield made
+
+
+@pytest.fixture
+def small_stage(pki, tmp_path):
+    """One without what the other scenes have left."""
+    with staged(pki, tmp_path) as made:
+        yield made
 
 
 def chosen(n, seed):
@@ -425,8 +439,9 @@ def begin(stage):
     return None, calls[0]
 
 
-def test_allocations_of_a_start(stage):
+def test_allocations_of_a_start(small_stage):
     """The broker starts or says why not, and nothing that it had on the disk is gone."""
+    stage = small_stage
     for scene in wills, lasting(V5):    # in files that continue each other
         scene(stage)
         stage.watcher.disconnect()
