@@ -59,7 +59,7 @@ deb: cross
 # They are looked at, and installed and removed in a fresh Debian, by root.
 test-deb: deb tools-test
 	@test/need.sh "the test of packages" lintian debootstrap
-	DEB=1 $(PYTEST) test/test_deb.py
+	DEB=1 $(PYTEST) -n 0 test/test_deb.py
 
 # Kernels of Debian boot on an emulated Pi Zero and on a 64-bit machine, with
 # BusyBox, midge and its init script and nothing else.
