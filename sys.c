@@ -156,7 +156,8 @@ loads(struct broker *b)
 	s->last_ms = b->now_ms;
 	for (int i = 0; i < N_LOADS; i++) {
 		int64_t n = (int64_t)(now[i] - s->count[i]) * 60000;
-		int64_t x = dt > 0 ? n * 256 / dt * (LOAD_ONE / 256) : 0;
+		int64_t x = dt > 0 ? n / dt * LOAD_ONE +
+		    n % dt * LOAD_ONE / dt : 0;
 
 		s->count[i] = now[i];
 		for (int k = 0; k < N_SPANS; k++) {
