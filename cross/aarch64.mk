@@ -7,4 +7,4 @@ PIE_LINK = -Wl,-pie,--no-dynamic-linker,-z,text
 SIZE_MAX = 400000
 RUN = qemu-aarch64 -cpu cortex-a53
 DEB = arm64
-LINK = -Wl,-z,max-page-size=0x10000
+LINK = -Wl,-z,max-page-size=0x10000,-z,common-page-size=0x10

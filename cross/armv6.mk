@@ -12,5 +12,6 @@ SIZE_MAX = 280000
 RUN = qemu-arm -cpu arm1176
 DEB = armel armhf
 # The kernel of a Pi 5 has pages of 16 KiB and kills what is aligned to less
-# than that; 64 KiB are the most that there is on ARM.
-LINK = -Wl,-z,max-page-size=0x10000
+# than that; 64 KiB are the most that there is on ARM. The other size is what ld may
+# pad the file to between its segments.
+LINK = -Wl,-z,max-page-size=0x10000,-z,common-page-size=0x10
