@@ -1452,9 +1452,15 @@ import(struct broker *b, struct replay *r, const char *path)
 		    "(memory_limit).", path);
 		return false;
 	}
-	if (res == MOSQDB_NOT || res == MOSQDB_NO_FILE) {
+	if (res == MOSQDB_NO_FILE) {
+		log_error("Error: %s cannot be taken over: %s. Let the broker's "
+		    "user read it, or move it away to begin without it.", path,
+		    strerror(errno));
+		return false;
+	}
+	if (res == MOSQDB_NOT) {
 		log_warning("Warning: %s was not taken over: %s.", path,
-		    report.why ? report.why : strerror(errno));
+		    report.why);
 		return true;
 	}
 	if (res == MOSQDB_CUT)

@@ -5,10 +5,12 @@ How its database is read, damaged or not, is in test_mosqdb.py.
 
 import hashlib
 import os
+import re
 import shutil
 
 import pytest
 
+import test_mosqdb
 import wire
 from durable import eventually, join, received  # noqa: F401
 from test_mosqdb import mosquitto, place  # noqa: F401
@@ -177,6 +179,23 @@ def test_what_is_no_database(heir, tmp_path, join, data):
     looker.subscribe("r")
     looker.expect_publish("r", "x", retain=True)
     assert state(broker) == before
+
+
+def test_database_that_may_not_be_read(heir, tmp_path, join):
+    """Beginning without it would leave it out for good: the start is refused, and the next one takes it over."""
+    db = test_mosqdb.written(tmp_path, test_mosqdb.header(6), test_mosqdb.config(),
+                             test_mosqdb.message(1, b"r", b"kept", retain=1), test_mosqdb.retained(1))
+    broker = heir(db)
+    path = os.path.join(broker.path("journal"), "mosquitto.db")
+    os.chmod(path, 0)
+    for _ in range(2):
+        code, _, log = broker.run()
+        assert code == 1 and re.search(r"Error: .*mosquitto\.db cannot be taken over: Permission denied. Let the", log), log
+    os.chmod(path, 0o644)
+    broker.start()
+    looker = join(broker, "looker")
+    looker.subscribe("r")
+    looker.expect_publish("r", "kept", retain=True)
 
 
 @pytest.mark.parametrize("name", ["journal-00000001", "snapshot-00000001", "spare-00000001", "journal-new"])
