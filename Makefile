@@ -43,7 +43,7 @@ $(B)/test_%: test/test_%.c test/check.h test/model.h test/pem.h \
 # store with the calls that touch the disk in the hands of the tests, and the
 # allocations of what reads it.
 DISK = pwrite pwritev fdatasync fsync ftruncate fallocate rename unlink open \
-	fork realloc
+	fork pread realloc
 
 $(B)/storetool: test/storetool.c test/faults.c test/faults.h test/numbers.h \
 		$(MODULES)

@@ -32,6 +32,7 @@ struct mosqdb {
 	int fd;
 	uint64_t size;
 	uint64_t off;           /* of the next byte to be read */
+	int err;                /* of a read that failed */
 	const struct mosqdb_calls *calls;
 	struct mosqdb_report *report;
 	uint8_t *buf, *packet;  /* one chunk, and the same as a PUBLISH */
@@ -381,8 +382,10 @@ read_bytes(struct mosqdb *db, uint8_t *p, size_t n)
 		got = pread(db->fd, p, n, (off_t)db->off);
 		if (got < 0 && errno == EINTR)
 			continue;
-		if (got <= 0)
+		if (got <= 0) {
+			db->err = got < 0 ? errno : 0;
 			return false;
+		}
 		p += got;
 		n -= (size_t)got;
 		db->off += (uint64_t)got;
@@ -484,5 +487,6 @@ mosqdb_read(const char *path, const struct mosqdb_calls *calls,
 	close(db.fd);
 	free(db.buf);
 	free(db.packet);
-	return r;
+	errno = db.err;
+	return db.err ? MOSQDB_NO_FILE : r;
 }

@@ -81,7 +81,7 @@ enum mosqdb_result {
 	MOSQDB_CUT,             /* it is damaged from offset on: what came
 	                         * before was handed out */
 	MOSQDB_NOT,             /* no database that we know: nothing was */
-	MOSQDB_NO_FILE,         /* it cannot be opened; errno */
+	MOSQDB_NO_FILE,         /* it cannot be opened or read; errno */
 	MOSQDB_NO_MEMORY,       /* ours, or a call returned false */
 };
 

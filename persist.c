@@ -1444,7 +1444,7 @@ import(struct broker *b, struct replay *r, const char *path)
 	struct mosqdb_report report;
 	enum mosqdb_result res;
 
-	if (access(path, F_OK) < 0)
+	if (access(path, F_OK) < 0 && errno == ENOENT)
 		return true;
 	res = mosqdb_read(path, &calls, &report);
 	if (res == MOSQDB_NO_MEMORY) {

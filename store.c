@@ -364,7 +364,7 @@ struct reader {
 	uint8_t *buf;
 	size_t cap, len;
 	uint64_t off;           /* of buf[0] in the file */
-	bool nomem;
+	int err;                /* it cannot be read now: no memory, no right */
 	const char *why;        /* what was wrong */
 };
 
@@ -412,7 +412,7 @@ reader_grow(struct reader *r, size_t n)
 		return true;
 	p = realloc(r->buf, n);
 	if (!p) {
-		r->nomem = true;
+		r->err = ENOMEM;
 		r->why = "there is no memory for a record";
 		return false;
 	}
@@ -440,6 +440,8 @@ reader_at(struct reader *r, uint64_t off, size_t n)
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0) {
+			/* A bad sector will not get better: that is damage. */
+			r->err = got < 0 && errno != EIO ? errno : 0;
 			r->why = got < 0 ? strerror(errno) : "it got shorter";
 			return NULL;
 		}
@@ -620,6 +622,7 @@ struct entry {
 	enum kind kind;
 	uint32_t no;
 	enum header header;
+	int err;                /* it cannot be read now, which is not damage */
 	uint64_t size;
 	bool linked;            /* a journal with a link: it was in use */
 	bool used;              /* belongs to the state */
@@ -656,8 +659,7 @@ header_read(struct reader *r, enum kind *kind)
 	return HEADER_OK;
 }
 
-/* 0, or the errno of a file that cannot be read now, which is not damage. */
-static int
+static void
 entry_read(const struct listing *l, struct entry *e)
 {
 	char path[PATH];
@@ -665,9 +667,13 @@ entry_read(const struct listing *l, struct entry *e)
 	struct reader r;
 	struct frame f;
 
+	e->header = HEADER_DAMAGED;
 	if (!reader_open(&r, path_of(path, l->dir, l->name, e->kind, e->no))) {
-		e->header = HEADER_FOREIGN;
-		return errno == EINVAL || errno == ELOOP ? 0 : errno;
+		if (errno == EINVAL || errno == ELOOP)
+			e->header = HEADER_FOREIGN;
+		else
+			e->err = errno;
+		return;
 	}
 	e->size = r.size;
 	e->header = header_read(&r, &kind);
@@ -680,8 +686,8 @@ entry_read(const struct listing *l, struct entry *e)
 		e->prev_no = get32(f.body);
 		e->prev_end = get64(f.body + 4);
 	}
+	e->err = r.err;
 	reader_close(&r);
-	return r.nomem ? ENOMEM : 0;
 }
 
 static bool
@@ -716,8 +722,8 @@ list(struct listing *l)
 			break;
 	err = errno;
 	closedir(d);
-	for (unsigned i = 0; i < l->n && !err; i++)
-		err = entry_read(l, &l->e[i]);
+	for (unsigned i = 0; i < l->n; i++)
+		entry_read(l, &l->e[i]);
 	errno = err;
 	return err ? -1 : 0;
 }
@@ -771,11 +777,44 @@ struct recovery {
 	uint32_t prev_no;       /* what the next segment continues, */
 	uint64_t prev_end;      /* and where */
 	struct entry *damaged;  /* the file that is; NULL: none */
-	int err;                /* a file cannot be read now */
+	const struct entry *unread;     /* a file that cannot be read now */
+	int err;                /* why not, or the folder, or no memory */
+	int aside_err;          /* what is damaged could not be kept */
 	bool broken;            /* it is the snapshot: without a new one nothing
 	                         * that follows could be read */
 	uint64_t snapshot_size, journal_size;
 };
+
+static void
+note_unread(struct recovery *rc, const struct entry *e, int err)
+{
+	rc->unread = e;
+	rc->err = err;
+}
+
+/* The files of the folder, of which those that hold the state can be read. One
+ * that goes while we look is that of a helper which has not ended yet. */
+static bool
+list_readable(struct recovery *rc)
+{
+	for (int tries = 0; tries < 10; tries++) {
+		free(rc->l.e);
+		rc->l.e = NULL;
+		rc->l.n = 0;
+		rc->unread = NULL;
+		rc->err = list(&rc->l) < 0 ? errno : 0;
+		for (unsigned i = 0; i < rc->l.n && !rc->err; i++) {
+			const struct entry *e = &rc->l.e[i];
+
+			if (e->err && (e->kind == JOURNAL ||
+			    e->kind == SNAPSHOT))
+				note_unread(rc, e, e->err);
+		}
+		if (rc->err != ENOENT || !rc->unread)
+			break;
+	}
+	return rc->err == 0;
+}
 
 static void
 note_damage(struct recovery *rc, enum kind kind, uint32_t no, const char *why,
@@ -822,7 +861,7 @@ play_entry(struct recovery *rc, struct entry *e, uint64_t limit)
 	rc->prev_end = 0;
 	if (!reader_open(&r, path_of(path, rc->l.dir, rc->l.name, e->kind,
 	    e->no))) {
-		rc->err = errno;
+		note_unread(rc, e, errno);
 		return false;
 	}
 	rc->pl.report->files++;
@@ -833,8 +872,8 @@ play_entry(struct recovery *rc, struct entry *e, uint64_t limit)
 	} else {
 		r.why = "its header is damaged";
 	}
-	if (r.nomem || rc->pl.nomem)
-		rc->err = ENOMEM;
+	if (r.err || rc->pl.nomem)
+		note_unread(rc, e, r.err ? r.err : ENOMEM);
 	else if (!good)
 		note_damage(rc, e->kind, e->no, r.why, off,
 		    limit < r.size ? limit : used_end(&r, off));
@@ -857,13 +896,13 @@ snapshot_whole(struct recovery *rc, const struct entry *e)
 		return false;
 	if (!reader_open(&r, path_of(path, rc->l.dir, rc->l.name, e->kind,
 	    e->no))) {
-		rc->err = errno;
+		note_unread(rc, e, errno);
 		return false;
 	}
 	if (header_read(&r, &kind) == HEADER_OK)
 		play(&r, r.size, &look, &how);
-	if (r.nomem)
-		rc->err = ENOMEM;
+	if (r.err)
+		note_unread(rc, e, r.err);
 	reader_close(&r);
 	return look.ended;
 }
@@ -976,29 +1015,40 @@ damaged_path(const struct listing *l, char out[PATH])
 	path_of(out, l->dir, l->name, DAMAGED, oldest);
 }
 
-/* Copies the file from off on, as far as there is something. */
+/* Copies the damaged file from where it is damaged on, as far as there is
+ * something to be read. A disk that does not take the copy does not keep the
+ * broker from its start. */
 static void
-copy_aside(const struct listing *l, const struct entry *e, uint64_t off)
+copy_aside(struct recovery *rc)
 {
+	const struct entry *e = rc->damaged;
+	uint64_t off = rc->pl.report->offset, end;
 	char path[PATH];
 	const uint8_t *p;
 	struct reader r;
-	uint64_t end;
 	size_t n;
 	int fd;
 
-	if (!reader_open(&r, path_of(path, l->dir, l->name, e->kind, e->no)))
+	if (!reader_open(&r, path_of(path, rc->l.dir, rc->l.name, e->kind,
+	    e->no))) {
+		note_unread(rc, e, errno);
 		return;
+	}
 	end = used_end(&r, off);
-	damaged_path(l, path);
+	damaged_path(&rc->l, path);
 	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW,
 	    0600);
+	rc->aside_err = fd < 0 ? errno : 0;
 	for (uint64_t at = off; fd >= 0 && at < end; at += n) {
 		n = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
 		p = reader_at(&r, at, n);
-		if (!p || write_all(fd, p, n, at - off) < 0)
+		if (!p || write_all(fd, p, n, at - off) < 0) {
+			rc->aside_err = p ? errno : EIO;
 			break;
+		}
 	}
+	if (r.err)
+		note_unread(rc, e, r.err);
 	if (fd >= 0)
 		close(fd);
 	reader_close(&r);
@@ -2274,23 +2324,28 @@ report_recovery(const struct store *st, const struct recovery *rc,
 		log_warning("Warning: Journal %s/%s: %s is damaged or was "
 		    "being written when the power failed: at byte %llu %s. "
 		    "All before that is used; %llu bytes of it%s could not "
-		    "be used and are kept in %s.damaged-*.", st->c.dir,
+		    "be used and are%s kept in %s.damaged-*%s%s.", st->c.dir,
 		    st->c.name, rp->file, (unsigned long long)rp->offset,
 		    rp->damage, (unsigned long long)rp->cut,
-		    kept ? " and later files" : "", st->c.name);
+		    kept ? " and later files" : "",
+		    rc->aside_err ? " not all" : "", st->c.name,
+		    rc->aside_err ? ": " : "",
+		    rc->aside_err ? strerror(rc->aside_err) : "");
 }
 
 static bool
 recover(struct store *st, struct recovery *rc)
 {
+	char path[PATH];
 	unsigned kept;
 
-	if (list(&rc->l) < 0)
-		rc->err = errno;
-	else if (!all_ours(&rc->l))
-		return false;
-	else
+	if (list_readable(rc)) {
+		if (!all_ours(&rc->l))
+			return false;
 		play_all(rc);
+	}
+	if (!rc->err && rc->damaged && rc->damaged->used)
+		copy_aside(rc);
 	if (rc->err == ENOMEM) {
 		log_error("Error: Not enough memory for what the journal "
 		    "%s/%s holds. Raise memory_limit, or move its files away "
@@ -2298,13 +2353,12 @@ recover(struct store *st, struct recovery *rc)
 		return false;
 	}
 	if (rc->err) {
-		log_error("Error: Unable to read the journal %s/%s: %s. Check "
-		    "the permissions of the folder and of its files.",
-		    st->c.dir, st->c.name, strerror(rc->err));
+		log_error("Error: Unable to read %s: %s. Check the permissions "
+		    "of the journal's folder and files.", rc->unread ?
+		    path_of(path, st->c.dir, st->c.name, rc->unread->kind,
+		    rc->unread->no) : st->c.dir, strerror(rc->err));
 		return false;
 	}
-	if (rc->damaged && rc->damaged->used)
-		copy_aside(&rc->l, rc->damaged, rc->pl.report->offset);
 	kept = tidy(rc);
 	report_recovery(st, rc, kept);
 	st->last_no = rc->l.last_no;
@@ -2518,7 +2572,7 @@ bool
 store_walk(const char *path, const char *name, store_record_fn *fn,
     void *arg, struct store_report *report)
 {
-	char found[NAME_MAX + 1];
+	char found[NAME_MAX + 1], file[PATH];
 	struct recovery rc = { .l = { .dir = path, .name = name },
 	    .pl = { .fn = fn, .arg = arg, .report = report } };
 	struct stat sb;
@@ -2536,13 +2590,17 @@ store_walk(const char *path, const char *name, store_record_fn *fn,
 			return false;
 		rc.l.name = found;
 	}
-	good = path_fits(path, rc.l.name) && list(&rc.l) == 0;
+	if (!path_fits(path, rc.l.name))
+		rc.err = ENAMETOOLONG;
+	good = !rc.err && list_readable(&rc);
 	if (good)
 		play_all(&rc);
-	else
-		rc.err = errno;
 	if (rc.err)
 		report->damage = strerror(rc.err);
+	if (rc.unread)
+		snprintf(report->file, sizeof report->file, "%.255s",
+		    path_of(file, NULL, rc.l.name, rc.unread->kind,
+		    rc.unread->no));
 	free(rc.l.e);
 	return good;
 }

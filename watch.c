@@ -54,7 +54,7 @@ watch_init(struct watch *w)
 	};
 	sigset_t set;
 
-	*w = (struct watch){ 0 };
+	*w = (struct watch){ .sigfd = -1 };
 	sigemptyset(&set);
 	for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
 		sigaddset(&set, taken[i]);

@@ -76,15 +76,16 @@ $(O)/libbearssl.a: $(BEARSSL_OBJ)
 	@rm -f $@
 	@echo "$(T)-ar $@"; $(T)-ar rcsD $@ $^
 
-$(O)/bearssl/%.o: $(BEARSSL)/src/%.c $(SYS)/lib/libc.a
+$(O)/bearssl/%.o: $(BEARSSL)/src/%.c cross/cross.mk cross/$(TARGET).mk \
+		$(SYS)/lib/libc.a
 	@mkdir -p $(@D)
 	@$(CC) $(BEARSSL_CFLAGS) $(if $(filter $(BEARSSL_FAST),$@),,$(SMALL)) -c -o $@ $<
 
 # musl's makefile takes its tools from CROSS_COMPILE; its specs file and its
 # wrapper are not needed, as the link line above names every file. Nothing here
 # prints floating point, so printf() does without that.
-$(SYS)/lib/libc.a:
-	@mkdir -p $(O)/musl
+$(SYS)/lib/libc.a: cross/cross.mk cross/$(TARGET).mk
+	@rm -rf $(O)/musl $(SYS) && mkdir -p $(O)/musl
 	@echo "musl for $(TARGET)"
 	@cd $(O)/musl && CROSS_COMPILE=$(T)- CC=$(T)-gcc CFLAGS="$(CPU) $(PIE)" \
 		$(abspath $(MUSL))/configure --target=$(T:gnu%=musl%) \

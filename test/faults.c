@@ -277,6 +277,11 @@ __wrap_open(const char *path, int flags, ...)
 	return fd;
 }
 
+WRAPPED(ssize_t, pread, int fd, void *p, size_t n, off_t off)
+{
+	return fails("pread") ? -1 : __real_pread(fd, p, n, off);
+}
+
 void *__real_realloc(void *p, size_t n);
 void *__wrap_realloc(void *p, size_t n);
 

@@ -834,8 +834,11 @@ def test_journal_that_may_not_be_read(lasting, join):
     for name in files:
         os.chmod(os.path.join(folder, name), 0)
         code, _, log = broker.run()
-        assert code == 1 and re.search("Error: Unable to read the journal .*: Permission denied. Check the perm", log), log
+        assert code == 1 and re.search(f"Error: Unable to read .*{name}: Permission denied. Check the perm", log), log
         os.chmod(os.path.join(folder, name), 0o600)
+    for name in "spare-000000ff", "journal-new", "snapshot-new":    # which hold no state
+        with open(os.path.join(folder, "midge." + name), "w") as f:
+            os.chmod(f.fileno(), 0)
     broker.start()
     wanted = [("t", f"m{i}") for i in range(3)]
     assert eventually(join(broker, "a", present=True), wanted) == wanted

@@ -263,7 +263,8 @@ def test_each_call_fails_in_turn(place, call, error, times):
         assert_recovered(check([path])[0], acked, what=what)
 
 
-@pytest.mark.parametrize("call,error", [("open", errno.EMFILE), ("open", errno.EACCES), ("realloc", errno.ENOMEM)],
+@pytest.mark.parametrize("call,error", [("open", errno.EMFILE), ("open", errno.EACCES), ("realloc", errno.ENOMEM),
+                                        ("pread", errno.ESTALE), ("pread", errno.ENOMEM)],
                          ids=lambda v: errno.errorcode.get(v, v))
 def test_reading_fails_in_turn(place, call, error):
     """What cannot be read just now is not damage: the start is refused, or nothing is missing."""
