@@ -829,7 +829,7 @@ def test_journal_that_may_not_be_read(lasting, join):
         kill(broker)
     broker.stop()
     folder = journal_of(broker)
-    files = sorted(name for name in os.listdir(folder) if re.match("midge.(journal|snapshot)-", name))
+    files = sorted(name for name in os.listdir(folder) if re.fullmatch("midge.(journal|snapshot)-[0-9a-f]{8}", name))
     assert len(files) > 2
     for name in files:
         os.chmod(os.path.join(folder, name), 0)
