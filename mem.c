@@ -45,11 +45,11 @@ book(size_t n)
 		ledger.trim_peak = ledger.used;
 }
 
+/* The block of n bytes that an allocator gave, or NULL, and its place in the
+ * ledger. */
 static void *
-take(size_t n)
+booked(void *p, size_t n)
 {
-	void *p = malloc(n);
-
 	if (p)
 		book(n + OVERHEAD);
 	return p;
@@ -58,35 +58,27 @@ take(size_t n)
 void *
 mem_alloc(size_t n)
 {
-	return mem_fits(n + OVERHEAD) ? take(n) : NULL;
+	return mem_fits(n + OVERHEAD) ? booked(malloc(n), n) : NULL;
 }
 
 void *
 mem_alloc_passing(size_t n)
 {
-	return under(ledger.limit, n + OVERHEAD) ? take(n) : NULL;
-}
-
-static void *
-take_zero(size_t n)
-{
-	void *p = calloc(1, n);
-
-	if (p)
-		book(n + OVERHEAD);
-	return p;
+	return under(ledger.limit, n + OVERHEAD) ? booked(malloc(n), n) :
+	    NULL;
 }
 
 void *
 mem_zalloc(size_t n)
 {
-	return mem_fits(n + OVERHEAD) ? take_zero(n) : NULL;
+	return mem_fits(n + OVERHEAD) ? booked(calloc(1, n), n) : NULL;
 }
 
 void *
 mem_zalloc_passing(size_t n)
 {
-	return under(ledger.limit, n + OVERHEAD) ? take_zero(n) : NULL;
+	return under(ledger.limit, n + OVERHEAD) ? booked(calloc(1, n), n) :
+	    NULL;
 }
 
 void *
