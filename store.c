@@ -777,8 +777,8 @@ struct recovery {
 	uint32_t prev_no;       /* what the next segment continues, */
 	uint64_t prev_end;      /* and where */
 	struct entry *damaged;  /* the file that is; NULL: none */
-	const struct entry *unread;     /* a file that cannot be read now */
-	int err;                /* why not, or the folder, or no memory */
+	int err;                /* the folder, or the report's file, cannot be
+	                         * read now */
 	int aside_err;          /* what is damaged could not be kept */
 	bool broken;            /* it is the snapshot: without a new one nothing
 	                         * that follows could be read */
@@ -786,10 +786,19 @@ struct recovery {
 };
 
 static void
+note_file(struct recovery *rc, enum kind kind, uint32_t no)
+{
+	char path[PATH];
+
+	snprintf(rc->pl.report->file, sizeof rc->pl.report->file, "%.255s",
+	    path_of(path, NULL, rc->l.name, kind, no));
+}
+
+static void
 note_unread(struct recovery *rc, const struct entry *e, int err)
 {
-	rc->unread = e;
 	rc->err = err;
+	note_file(rc, e->kind, e->no);
 }
 
 /* The files of the folder, of which those that hold the state can be read. One
@@ -801,7 +810,7 @@ list_readable(struct recovery *rc)
 		free(rc->l.e);
 		rc->l.e = NULL;
 		rc->l.n = 0;
-		rc->unread = NULL;
+		rc->pl.report->file[0] = '\0';
 		rc->err = list(&rc->l) < 0 ? errno : 0;
 		for (unsigned i = 0; i < rc->l.n && !rc->err; i++) {
 			const struct entry *e = &rc->l.e[i];
@@ -810,7 +819,7 @@ list_readable(struct recovery *rc)
 			    e->kind == SNAPSHOT))
 				note_unread(rc, e, e->err);
 		}
-		if (rc->err != ENOENT || !rc->unread)
+		if (rc->err != ENOENT)
 			break;
 	}
 	return rc->err == 0;
@@ -821,14 +830,12 @@ note_damage(struct recovery *rc, enum kind kind, uint32_t no, const char *why,
     uint64_t off, uint64_t end)
 {
 	struct store_report *rp = rc->pl.report;
-	char path[PATH];
 
 	rc->damaged = find(&rc->l, kind, no);
 	rp->damage = why;
 	rp->offset = off;
 	rp->cut = end > off ? end - off : 0;
-	snprintf(rp->file, sizeof rp->file, "%.255s",
-	    path_of(path, NULL, rc->l.name, kind, no));
+	note_file(rc, kind, no);
 }
 
 /* Whether all was there that had to be: with a limit everything up to it, a
@@ -2336,7 +2343,6 @@ report_recovery(const struct store *st, const struct recovery *rc,
 static bool
 recover(struct store *st, struct recovery *rc)
 {
-	char path[PATH];
 	unsigned kept;
 
 	if (list_readable(rc)) {
@@ -2353,10 +2359,9 @@ recover(struct store *st, struct recovery *rc)
 		return false;
 	}
 	if (rc->err) {
-		log_error("Error: Unable to read %s: %s. Check the permissions "
-		    "of the journal's folder and files.", rc->unread ?
-		    path_of(path, st->c.dir, st->c.name, rc->unread->kind,
-		    rc->unread->no) : st->c.dir, strerror(rc->err));
+		log_error("Error: Unable to read %s/%s: %s. Check the "
+		    "permissions of the journal's folder and files.",
+		    st->c.dir, rc->pl.report->file, strerror(rc->err));
 		return false;
 	}
 	kept = tidy(rc);
@@ -2572,7 +2577,7 @@ bool
 store_walk(const char *path, const char *name, store_record_fn *fn,
     void *arg, struct store_report *report)
 {
-	char found[NAME_MAX + 1], file[PATH];
+	char found[NAME_MAX + 1];
 	struct recovery rc = { .l = { .dir = path, .name = name },
 	    .pl = { .fn = fn, .arg = arg, .report = report } };
 	struct stat sb;
@@ -2597,10 +2602,6 @@ store_walk(const char *path, const char *name, store_record_fn *fn,
 		play_all(&rc);
 	if (rc.err)
 		report->damage = strerror(rc.err);
-	if (rc.unread)
-		snprintf(report->file, sizeof report->file, "%.255s",
-		    path_of(file, NULL, rc.l.name, rc.unread->kind,
-		    rc.unread->no));
 	free(rc.l.e);
 	return good;
 }
