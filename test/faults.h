@@ -1,5 +1,5 @@
-/* faults - the calls by which store touches the disk, recorded, made to fail
- * or to wait. A program that is linked with faults.c and, for each of them,
+/* faults - the calls by which store touches the disk, and realloc(), recorded,
+ * made to fail or to wait. A program that is linked with faults.c and, for each of them,
  * -Wl,--wrap=CALL is told by its environment what is to happen:
  *
  *	FAULTS_TRACE=FILE         each call that worked is appended to FILE, in
