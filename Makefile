@@ -121,24 +121,23 @@ soak: $(B)/midge
 	@test/need.sh "the soak test" python3 python3-pytest openssl
 	MIDGE="$(B)/midge" /usr/bin/python3 test/soak.py $(T)
 
-# Each fuzzer for T seconds, from its seeds in test/corpus if it has some.
+# The end of a fuzzer's command: its seeds in test/corpus if it has some, and what
+# it says, which is shown if it finds something.
+SEEDS = $$(ls -d test/corpus/$$f 2>/dev/null) -artifact_prefix=build/fuzz/ \
+	>build/fuzz/$$f.log 2>&1 || { tail -40 build/fuzz/$$f.log; exit 1; }
+
+# Each fuzzer for T seconds, from its seeds and what it found before.
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p build/fuzz/$$f.corpus; \
 		echo "$$f for $(T) s"; build/fuzz/$$f -max_total_time=$(T) \
-		-timeout=10 -artifact_prefix=build/fuzz/ \
-		build/fuzz/$$f.corpus $$(ls -d test/corpus/$$f 2>/dev/null) \
-		>build/fuzz/$$f.log 2>&1 || \
-		{ tail -40 build/fuzz/$$f.log; exit 1; }; \
+		-timeout=10 build/fuzz/$$f.corpus $(SEEDS); \
 		tail -1 build/fuzz/$$f.log; done
 
 # The same for a moment, from the seeds alone.
 fuzz-brief: $(FUZZERS:%=build/fuzz/%)
 	@for f in $(FUZZERS); do rm -rf build/fuzz/brief; \
 		mkdir build/fuzz/brief; build/fuzz/$$f -max_total_time=2 \
-		-timeout=20 -artifact_prefix=build/fuzz/ build/fuzz/brief \
-		$$(ls -d test/corpus/$$f 2>/dev/null) \
-		>build/fuzz/$$f.log 2>&1 || \
-		{ tail -40 build/fuzz/$$f.log; exit 1; }; done
+		-timeout=20 build/fuzz/brief $(SEEDS); done
 	@echo "No fuzzer has found anything."
 
 FUZZ = -std=c11 -D_GNU_SOURCE -O1 -g -I. -Itest $(SANITIZE)
